@@ -1,0 +1,50 @@
+# Everything here needs Python 3.10 or newer and make; the first target that you run makes the
+# environment in .venv (a minute or two). Another interpreter:  make study PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+REPORT := report.html
+
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help study test lint docs tutorial bench clean
+
+help:       ## What can be made
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1	/' | expand -t 18
+
+study: $(READY)     ## Study a network on the digits data set and write report.html
+	$(BIN)/tangency study digits --out $(REPORT)
+	@echo
+	@echo "The report is $(abspath $(REPORT)): open it in a browser."
+
+# Several processes with one thread each: the tests are many and small.
+test: $(READY)      ## The whole test-suite, slow tests included
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
+
+lint: $(READY)      ## Style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(READY)      ## The documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The documentation is $(abspath site/index.html)."
+
+tutorial: $(READY)  ## Run the tutorial, whose claims are assertions
+	$(BIN)/python docs/tutorial.py
+
+bench: $(READY)     ## Speed, beside the neural-tangents library
+	$(BIN)/python benchmarks/run.py
+
+clean:              ## Remove the environment and everything built
+	rm -rf $(VENV) .venv-peer $(REPORT) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One environment for every target, made anew when the dependencies change.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Tangency needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	@echo "Making the environment in $(VENV) (a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,report,estimators]' --constraint constraints.txt
+	@touch $@

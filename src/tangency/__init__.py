@@ -1,0 +1,1 @@
+"""Tangency: the neural tangent kernel for PyTorch."""

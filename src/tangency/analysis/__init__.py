@@ -1,0 +1,40 @@
+"""What follows from a kernel matrix: spectrum, training dynamics, regime.
+
+Analyses take kernel *matrices*, (n, n) or (n, n, out, out), and real targets, (n,) or (n, out);
+they never ask how the matrix was made.
+"""
+
+from tangency.analysis.dynamics import (
+    GradientDescent,
+    GradientFlow,
+    LinearizedTraining,
+    Prediction,
+)
+from tangency.analysis.regime import (
+    Evidence,
+    Thresholds,
+    Verdict,
+    alignment,
+    kernel_drift,
+    prediction_error,
+    target_alignment,
+    verdict,
+)
+from tangency.analysis.spectrum import Spectrum, spectrum
+
+__all__ = [
+    "Evidence",
+    "GradientDescent",
+    "GradientFlow",
+    "LinearizedTraining",
+    "Prediction",
+    "Spectrum",
+    "Thresholds",
+    "Verdict",
+    "alignment",
+    "kernel_drift",
+    "prediction_error",
+    "spectrum",
+    "target_alignment",
+    "verdict",
+]

@@ -1,0 +1,162 @@
+"""A module as a function of its parameters and a batch; calling it changes nothing in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree as pytree
+
+from tangency import examples
+from tangency.errors import InvalidInput
+from tangency.examples import Examples
+
+__all__ = [
+    "detached",
+    "differentiable_copy",
+    "evaluate",
+    "named",
+    "refuse_training_effects",
+    "trainable",
+]
+
+
+def evaluate(
+    model: nn.Module, x: Examples, parameters: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Outputs of `model` on the batch `x`, shape (n, out): trailing dimensions are flattened.
+
+    `parameters` replace the module's own, by name. Buffers are replaced by copies, so that a
+    forward pass that updates them leaves the module as it was.
+
+    Raises:
+        InvalidInput: the module returns something other than one real floating-point tensor with
+            one row per example.
+    """
+    args, kwargs = examples.arguments(x)
+    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state.update(parameters or {})
+    output: object = functional_call(model, state, args, kwargs)
+    if not isinstance(output, Tensor):
+        raise InvalidInput(
+            f"{type(model).__name__} returns a {type(output).__name__}, but a kernel needs one "
+            "tensor: wrap the module so that it returns the output whose kernel you want."
+        )
+    if not output.is_floating_point():
+        raise InvalidInput(
+            f"{type(model).__name__} returns {output.dtype}, which has no gradient: "
+            "return the real-valued output before argmax or rounding."
+        )
+    n = examples.count(x)
+    # A module that squeezes its output returns a scalar for a single example.
+    if n > 1 and (output.dim() == 0 or output.shape[0] != n):
+        raise InvalidInput(
+            f"{type(model).__name__} returns shape {tuple(output.shape)} for {n} examples: "
+            "it must return one row per example."
+        )
+    return output.reshape(n, -1)
+
+
+def named(model: nn.Module, patterns: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """Parameters of `model` that a pattern matches, by qualified name (all without patterns).
+
+    Patterns are those of `fnmatch` ("*.weight"). A tensor that has several names is listed under
+    its first one, and matched by any of them.
+
+    Raises:
+        InvalidInput: a pattern matches nothing, or there are no patterns or no parameters.
+    """
+    parameters = dict(model.named_parameters())
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters.values()):
+        raise InvalidInput("the module has lazy parameters without a shape: run it once on data.")
+    if patterns is None:
+        return parameters
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not wanted:
+        raise InvalidInput("parameters is an empty list: give name patterns, or None for all.")
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    known = [name for names in aliases.values() for name in names]
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise InvalidInput(
+                f"parameters={pattern!r} matches no parameter; available: {', '.join(known)}."
+            )
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if any(fnmatchcase(alias, p) for alias in aliases[id(parameter)] for p in wanted)
+    }
+
+
+def trainable(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of `parameters` that require a gradient: frozen ones have no part in the NTK.
+
+    Raises:
+        InvalidInput: all are frozen.
+    """
+    free = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not free:
+        raise InvalidInput(
+            f"there is no parameter to differentiate: of {len(parameters)} selected, all are "
+            "frozen (requires_grad=False) and frozen parameters do not count in the NTK."
+        )
+    return free
+
+
+def refuse_training_effects(model: nn.Module) -> None:
+    """Refuse modules whose training mode couples the examples or makes the outputs random.
+
+    Raises:
+        InvalidInput: names the submodule and the way out.
+    """
+    for name, module in model.named_modules():
+        where = f"module '{name}' ({type(module).__name__})" if name else type(module).__name__
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise InvalidInput(
+                f"{where} has no running statistics, so it couples the examples of a batch and no "
+                "example has a kernel of its own: use track_running_stats=True, or another norm."
+            )
+        if module.training and isinstance(module, _BatchNorm):
+            raise InvalidInput(
+                f"{where} is in training mode and couples the examples of a batch: "
+                "call model.eval() first."
+            )
+        if module.training and _drops(module):
+            raise InvalidInput(
+                f"{where} is in training mode and makes the outputs random: "
+                "call model.eval() first."
+            )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether `module` draws random numbers in training mode."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase):
+        return bool(module.dropout > 0 and module.num_layers > 1)
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    return isinstance(module, nn.RReLU)
+
+
+def detached(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values without the module's own autograd identity (and hooks)."""
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def differentiable_copy(x: Examples) -> Examples:
+    """`x` detached, and usable by autograd where it was made under inference mode."""
+    return pytree.tree_map(
+        lambda leaf: (
+            (leaf.clone() if leaf.is_inference() else leaf.detach())
+            if isinstance(leaf, Tensor)
+            else leaf
+        ),
+        x,
+    )

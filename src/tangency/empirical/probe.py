@@ -1,0 +1,159 @@
+"""Three examples on which every fast path is held against plain autograd before it is used.
+
+A recorded graph can differ from its module in ways that the graph does not show: a custom backward
+pass, `torch.no_grad` inside `forward` and hooks on gradients are not recorded, and a batch
+dimension merged with positions can be split in two ways. So each path must reproduce, for each
+parameter, sum_i c_i d(w . f(x_i))/d(parameter) of the module itself, one example at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from tangency import examples
+from tangency.empirical.function import evaluate
+from tangency.empirical.jacobian import by_autograd
+from tangency.errors import InvalidInput, TangencyError
+from tangency.examples import Examples
+
+__all__ = ["Probe", "make"]
+
+_COEFFICIENTS = (1.0, -0.7, 0.4)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Three examples and what the module itself says of them.
+
+    Attributes:
+        x: the examples.
+        outputs: (3, out), each example evaluated alone.
+        batch: outputs of the three together; None where the module takes only one at a time.
+        cotangent: w, shape (1, out).
+        reference: parameter -> sum_i c_i d(w . f(x_i))/d(parameter), flattened.
+        custom_backward: whether the module's autograd graph holds a user's `autograd.Function`.
+    """
+
+    x: Examples
+    outputs: Tensor
+    batch: Tensor | None
+    cotangent: Tensor
+    reference: dict[str, Tensor]
+    custom_backward: bool
+
+    def confirms_outputs(self, outputs: Tensor) -> bool:
+        """Whether `outputs` (3, out) are those of the examples alone."""
+        return _agree(outputs, self.outputs)
+
+    def confirms(self, name: str, gradients: Tensor) -> bool:
+        """Whether per-example gradients (3, 1, size) of w . f add up to the reference."""
+        coefficients = gradients.new_tensor(_COEFFICIENTS)
+        total = torch.einsum("i,ikd->d", coefficients, gradients)
+        size = sum(float(value.double().square().sum()) for value in self.reference.values())
+        return _agree(total, self.reference[name], floor=size**0.5)
+
+
+def _agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
+    """Equal but for rounding; wrong paths differ by far more than half of the digits.
+
+    `floor` is the scale whose rounding counts too (a gradient that is zero but for rounding).
+    """
+    epsilon = torch.finfo(reference.dtype).eps
+    allowed = epsilon**0.5 * float(reference.norm()) + 64 * epsilon * floor
+    return value.shape == reference.shape and float((value - reference).norm()) <= allowed
+
+
+def make(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], x1: Examples, x2: Examples | None
+) -> Probe:
+    """Run `model` on three of the user's examples, alone and together.
+
+    Raises:
+        InvalidInput: the module does not run on them, returns NaN or infinity, or is random.
+    """
+    x = _three(x1, x2)
+    first = _first_output(model, x)
+    if not bool(torch.isfinite(first).all()):
+        raise InvalidInput(
+            f"{type(model).__name__} returns NaN or infinite values for finite data: "
+            "look for a parameter or a buffer that is not finite, or for an overflow."
+        )
+    count = first.shape[1]
+    cotangent = torch.arange(1, count + 1, device=first.device).to(torch.float64).cos()[None]
+    outputs, jacobian = by_autograd(model, parameters, x, cotangent.to(first.dtype))
+    if not _agree(outputs[:1], first.detach()):
+        raise InvalidInput(
+            f"{type(model).__name__} returns different outputs for the same example: something in "
+            "it draws random numbers, or changes with each call. Call model.eval(), or remove it."
+        )
+    coefficients = torch.tensor(_COEFFICIENTS, dtype=torch.float64, device=first.device)
+    reference = {
+        name: torch.einsum("i,ikd->d", coefficients.to(rows.dtype), rows)
+        for name, rows in jacobian.items()
+    }
+    return Probe(
+        x,
+        outputs,
+        _together(model, x),
+        cotangent.to(first.dtype),
+        reference,
+        _has_custom_backward(first),
+    )
+
+
+def _three(x1: Examples, x2: Examples | None) -> Examples:
+    """First and middle example of `x1`, last one of `x2` (or of `x1`)."""
+    last = x1 if x2 is None else x2
+    end, middle = examples.count(last), examples.count(x1) // 2
+    pieces = [
+        examples.take(x1, slice(0, 1)),
+        examples.take(x1, slice(middle, middle + 1)),
+        examples.take(last, slice(end - 1, end)),
+    ]
+    return examples.concatenate(examples.concatenate(pieces[0], pieces[1]), pieces[2])
+
+
+def _first_output(model: nn.Module, x: Examples) -> Tensor:
+    try:
+        return evaluate(model, examples.take(x, slice(0, 1)))
+    except TangencyError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(t.shape[1:])} {t.dtype}" for t in examples.tensors(x))
+        kinds = {str(p.dtype) for p in model.parameters()}
+        raise InvalidInput(
+            f"{type(model).__name__} does not run on an example of the data ({shapes}; the "
+            f"module's parameters are {', '.join(sorted(kinds)) or 'none'}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _together(model: nn.Module, x: Examples) -> Tensor | None:
+    try:
+        return evaluate(model, x).detach()
+    except TangencyError:
+        raise
+    except Exception:
+        # A module that branches on its data runs on one example at a time only.
+        return None
+
+
+def _has_custom_backward(output: Tensor) -> bool:
+    """Whether a Python `autograd.Function` stands in the graph behind `output`."""
+    seen: set[object] = set()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            return True
+        seen.add(node)
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return False

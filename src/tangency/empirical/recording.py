@@ -1,0 +1,66 @@
+"""The traced graph of a module, kept from call to call while the module is the same."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tangency import examples
+from tangency.errors import TangencyError
+from tangency.examples import Examples
+from tangency.program.trace import Trace, trace
+
+__all__ = ["Recording"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+class Recording:
+    """The last trace of one module; recorded anew for other shapes or a changed module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._key: object = None
+        self._trace: Trace | None = None
+
+    def get(self, x: Examples) -> Trace | None:
+        """The graph for batches like `x`; None where `torch.export` cannot record the module."""
+        if (_fingerprint(self._model), _kind(x)) != self._key:
+            self.forget()
+            try:
+                self._trace = trace(self._model, x)
+            except TangencyError:
+                # The module has been seen to run on `x`: torch.func computes its kernel as well.
+                self._trace = None
+            # After recording: torch.export replaces lists that modules like nn.LSTM hold.
+            self._key = (_fingerprint(self._model), _kind(x))
+        return self._trace
+
+    def forget(self) -> None:
+        """Record anew at the next call."""
+        self._key, self._trace = None, None
+
+
+def _kind(x: Examples) -> object:
+    """Structure, shapes of one example, dtypes and devices."""
+    tensors = tuple((t.shape[1:], t.dtype, t.device) for t in examples.tensors(x))
+    plain = tuple(
+        leaf if isinstance(leaf, _PLAIN) else id(leaf)
+        for leaf in pytree.tree_leaves(x)
+        if not isinstance(leaf, Tensor)
+    )
+    return pytree.tree_structure(x), tensors, plain
+
+
+def _fingerprint(model: nn.Module) -> object:
+    """What the recorded computation depends on besides the values of parameters."""
+    modules = tuple(
+        (name, id(module), tuple((key, _identity(v)) for key, v in vars(module).items()))
+        for name, module in model.named_modules()
+    )
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    return modules, tuple((name, id(t), t.shape, t.dtype, t.device) for name, t in tensors)
+
+
+def _identity(value: object) -> object:
+    return value if isinstance(value, _PLAIN) else id(value)

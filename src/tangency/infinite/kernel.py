@@ -1,0 +1,162 @@
+"""The infinite-width NNGP and NTK of a module."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from tangency import examples, tiles
+from tangency.errors import InvalidInput
+from tangency.examples import Examples
+from tangency.infinite import rules  # noqa: F401  (registers the rules)
+from tangency.infinite.init import Init
+from tangency.infinite.layout import Layout, Positions
+from tangency.infinite.lowering import Lowering
+from tangency.infinite.pairs import Pairs
+from tangency.infinite.parameters import Parametrization, module_parameters
+from tangency.infinite.side import Side, SideTile
+from tangency.infinite.values.value import Value, to_positions
+from tangency.kernel_pair import KernelPair
+from tangency.program.capture import Program, capture
+
+__all__ = ["InfiniteKernel"]
+
+TILE = 512
+"""Examples per side of a tile: its working set of a few matrices stays in cache."""
+
+
+class InfiniteKernel:
+    """The NNGP and NTK of `model` as the widths of its hidden layers go to infinity.
+
+    The module is captured and read as a tensor program (Yang 2020, "Tensor Programs II"): every
+    value is, over its width, i.i.d. copies of a random variable, and the covariances of pairs of
+    values follow from layer to layer. What goes to infinity is every output dimension of a
+    weight; weights that are shared (a recurrent network) are seen as shared.
+
+    Args:
+        model: the module; it is left as it is, and read in evaluation mode.
+        example: a batch like those that the kernel will be asked for (a tensor, or a tuple or
+            dictionary of tensors); only its shapes and dtypes matter.
+        init: "module" measures the second moments of the module's own parameters (a trained
+            network draws a `NotIidWarning`); an `Init` prescribes them. Scales and shifts of
+            normalisations are constants at their present values in both cases.
+        parametrization: "standard" is the network as it stands, with W_ij of variance w2 / fan_in
+            and the NTK summed over all parameters, so that it compares with the empirical NTK;
+            "ntk" is W = sqrt(w2 / fan_in) w, b = sqrt(b2) b' with w, b' standard normal.
+        dtype: of the computation; by default that of the data.
+
+    Raises:
+        InvalidInput: bad example data, or unusable `init` or `parametrization`.
+        UnsupportedOperation: an operation without a rule, or whose limit is not deterministic.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Examples,
+        *,
+        init: Init | str = "module",
+        parametrization: Parametrization = "standard",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if dtype is not None and not dtype.is_floating_point:
+            raise InvalidInput(f"dtype is {dtype}; kernels need a floating-point type.")
+        self.program: Program = capture(model, example)
+        self.parametrization = parametrization
+        self.dtype = dtype
+        self._example = example
+        self._lowering = Lowering(self.program, module_parameters(model, init, parametrization))
+        self._output: Value = self._lower_output()
+
+    def _lower_output(self) -> Value:
+        node = self.program.output
+        if self.program.nature[node] != "random":
+            raise InvalidInput("the output does not depend on any weight: it has no limit kernel.")
+        return self._lowering.value(node)
+
+    def nngp(self, x1: Examples, x2: Examples | None = None) -> Tensor:
+        """E[f(x) f(x')], shape `(n1, n2)`, or `(n1, n2, *P, *P)` with position axes P.
+
+        Args:
+            x1, x2: n1 and n2 examples; `x2=None` means the symmetric Gram matrix of `x1`.
+        """
+        return self.pair(x1, x2).nngp
+
+    def ntk(self, x1: Examples, x2: Examples | None = None) -> Tensor:
+        """The NTK of one output, with the shape of `nngp`."""
+        return self.pair(x1, x2).ntk
+
+    def pair(self, x1: Examples, x2: Examples | None = None) -> KernelPair:
+        """NNGP and NTK in one pass."""
+        rows = self._side(x1, "x1")
+        columns = rows if x2 is None else self._side(x2, "x2")
+        positions = self._positions
+        shape = (rows.count, columns.count, *(a.size for a in (*positions, *positions)))
+        nngp = torch.empty(shape, dtype=rows.dtype, device=rows.device)
+        ntk = torch.empty_like(nngp)
+        plan = tiles.plan(rows.count, columns.count, TILE, symmetric=x2 is None)
+        with tiles.progress("kernel", len(plan)) as advance:
+            for tile in plan:
+                block = self._tile(rows, columns, tile)
+                tiles.fill(nngp, tile, block.nngp, symmetric=x2 is None)
+                tiles.fill(ntk, tile, block.ntk, symmetric=x2 is None)
+                advance()
+        if x2 is None and not positions:
+            exact = self._diagonal(rows)
+            nngp.diagonal().copy_(exact.nngp)
+            ntk.diagonal().copy_(exact.ntk)
+        return KernelPair(nngp, ntk)
+
+    def diagonal(self, x: Examples) -> KernelPair:
+        """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
+        return self._diagonal(self._side(x, "x"))
+
+    @property
+    def _positions(self) -> Positions:
+        return self.program.atoms(self.program.output, "position")
+
+    def _side(self, x: Examples, name: str) -> Side:
+        examples.check(x, name, like=self._example)
+        dtype = self.dtype or _floating_dtype(x)
+        return Side(self.program, x, dtype, self._statistic_pieces)
+
+    def _statistic_pieces(self, node: fx.Node) -> tuple[tuple[float, Value], ...]:
+        return self._lowering.pieces(cast(fx.Node, node.args[0]), frozenset())
+
+    def _diagonal(self, side: Side) -> KernelPair:
+        output = self._output
+        ties = frozenset((a, a) for a in output.positions)
+        block = side.pairs.block(output, output, ties)
+        assert block is not None
+        nngp = side.second_moment(output)
+        ntk = torch.zeros_like(nngp) if block.ntk is None else block.ntk.expand_as(nngp)
+        inner, wanted = output.positions, self._positions
+        full = (side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, ntk))
+        return KernelPair(*(k.movedim(-1, 0).clone() for k in full))
+
+    def _tile(self, rows: Side, columns: Side, tile: tiles.Tile) -> KernelPair:
+        pairs = Pairs(SideTile(rows, tile.rows), SideTile(columns, tile.columns))
+        output = self._output
+        inner = Layout(output.positions, output.positions)
+        block = pairs.block(output, output, inner.ties)
+        assert block is not None
+        nngp = pairs.moment(output, output, block, inner)
+        ntk = torch.zeros_like(nngp) if block.ntk is None else block.ntk
+        whole = Layout(self._positions, self._positions)
+        sizes = [axis.size for axis in (*whole.left, *whole.right)]
+        batch = (tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
+        full = (whole.embed(k, inner).expand(*sizes, *batch) for k in (nngp, ntk))
+        return KernelPair(*(k.movedim((-2, -1), (0, 1)) for k in full))
+
+
+def _floating_dtype(x: Examples) -> torch.dtype:
+    """The widest floating-point type among the data; integer data alone are computed in float32."""
+    dtype = torch.float32
+    floating = [t.dtype for t in examples.tensors(x) if t.is_floating_point()]
+    for candidate in floating[:1]:
+        dtype = candidate
+    for candidate in floating[1:]:
+        dtype = torch.promote_types(dtype, candidate)
+    return dtype

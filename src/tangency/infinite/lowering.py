@@ -1,0 +1,164 @@
+"""From a Program to values: what every node is as a random variable over its width.
+
+A *strand* is a stretch of a node's width on which it is of one nature: concatenations and chunks
+cut the width into strands. Each operation's rule (`tangency.infinite.rules`) lowers one strand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+from torch import Tensor, fx
+
+from tangency.errors import UnsupportedOperation
+from tangency.infinite.layout import Positions
+from tangency.infinite.side import Side
+from tangency.infinite.values.concrete import Concrete
+from tangency.infinite.values.sources import Scale
+from tangency.infinite.values.sum import Coefficient
+from tangency.infinite.values.value import Value
+from tangency.program.axes import size_of
+from tangency.program.capture import Program
+from tangency.program.operations import base_name
+from tangency.program.sites import ParameterUse
+from tangency.program.trace import location
+
+__all__ = ["Lowering", "Parameters", "Rule", "cut_rule", "rule"]
+
+Rule: TypeAlias = "Callable[[Lowering, fx.Node, int, int], Value]"
+"""Lowers the strand `(start, length)` of a node."""
+
+CutRule: TypeAlias = "Callable[[Lowering, fx.Node], frozenset[int]]"
+"""Where along its width a node changes its nature."""
+
+RULES: dict[str, Rule] = {}
+CUT_RULES: dict[str, CutRule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of the operations `names`."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def cut_rule(*names: str) -> Callable[[CutRule], CutRule]:
+    """Register where the operations `names` cut the width (default: where their inputs do)."""
+
+    def register(function: CutRule) -> CutRule:
+        CUT_RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What lowering needs to know of parameters.
+
+    Attributes:
+        weight: scales of a weight as a site uses it, given its fan-in and fan-out.
+        bias: scales of a bias, given the fan-in and fan-out of the layer that it belongs to.
+        value: present value of a parameter.
+        trainable: whether a parameter counts in the NTK.
+    """
+
+    weight: Callable[[ParameterUse, int, int], Scale]
+    bias: Callable[[ParameterUse, int, int], Scale]
+    value: Callable[[str], Tensor]
+    trainable: Callable[[str], bool]
+
+
+class Lowering:
+    """Lowers the nodes of a program, each strand once."""
+
+    def __init__(self, program: Program, parameters: Parameters) -> None:
+        self.program = program
+        self.parameters = parameters
+        self._values: dict[tuple[fx.Node, int, int], Value] = {}
+        self._cuts: dict[fx.Node, frozenset[int]] = {}
+
+    def width(self, node: fx.Node) -> int:
+        """Size of the node's width (1 if it has none)."""
+        return size_of(self.program.atoms(node, "width"))
+
+    def random(self, node: object) -> bool:
+        """Whether an argument is a random value."""
+        return isinstance(node, fx.Node) and self.program.nature[node] == "random"
+
+    def value(self, node: fx.Node) -> Value:
+        """The whole width of a node that is of one nature throughout."""
+        if self.cuts(node):
+            raise self.unsupported(node, "needs a value of one nature over its width here")
+        return self.strand(node, 0, self.width(node))
+
+    def strand(self, node: fx.Node, start: int, length: int) -> Value:
+        """The stretch `start : start + length` of a node's width."""
+        key = (node, start, length)
+        if key not in self._values:
+            self._values[key] = self._lower(node, start, length)
+        return self._values[key]
+
+    def _lower(self, node: fx.Node, start: int, length: int) -> Value:
+        if self.program.nature[node] != "random":
+            return self._concrete(node, start, length)
+        name = base_name(node)
+        if name not in RULES:
+            raise self.unsupported(node, "has no rule in the infinite-width limit")
+        return RULES[name](self, node, start, length)
+
+    def _concrete(self, node: fx.Node, start: int, length: int) -> Concrete:
+        atoms = self.program.atoms
+        return Concrete(node, atoms(node, "position"), atoms(node, "width"), start, length)
+
+    def pieces(self, node: fx.Node, cuts: frozenset[int]) -> tuple[tuple[float, Value], ...]:
+        """The strands of a node, cut also at `cuts`, with their fractions of the width."""
+        size = self.width(node)
+        edges = sorted({0, size} | self.cuts(node) | cuts)
+        return tuple(
+            ((stop - start) / size, self.strand(node, start, stop - start))
+            for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        )
+
+    def cuts(self, node: fx.Node) -> frozenset[int]:
+        """Interior places of the width where the node changes its nature."""
+        if node not in self._cuts:
+            name = base_name(node)
+            cut = CUT_RULES.get(name, _inherited_cuts)
+            self._cuts[node] = cut(self, node) if self.random(node) else frozenset()
+        return self._cuts[node]
+
+    def coefficient(self, node: fx.Node, transform: Callable[[Tensor], Tensor] | None = None) -> Coefficient:
+        """A concrete node without width as a factor per example and position."""
+        positions: Positions = self.program.atoms(node, "position")
+
+        def evaluate(side: Side) -> Tensor:
+            values = side.features(node, positions, ())[..., 0]
+            return values if transform is None else transform(values)
+
+        return Coefficient(evaluate, positions)
+
+    def unsupported(self, node: fx.Node, reason: str) -> UnsupportedOperation:
+        """The error for a node that cannot be lowered."""
+        return UnsupportedOperation(
+            f"{location(node)} {reason}. EmpiricalKernel computes the kernel of this module at "
+            "finite width without rules."
+        )
+
+
+def _inherited_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    if node in lowering.program.sites and lowering.program.sites[node].role == "affine":
+        return frozenset()
+    size = lowering.width(node)
+    inputs = [n for n in node.all_input_nodes if lowering.random(n) and lowering.width(n) == size]
+    cuts = frozenset[int]().union(*(lowering.cuts(n) for n in inputs))
+    for source in inputs:
+        atoms = lowering.program.atoms
+        if cuts and atoms(source, "width") != atoms(node, "width"):
+            raise lowering.unsupported(node, "reorders a width that was concatenated from parts")
+    return cuts

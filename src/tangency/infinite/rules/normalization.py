@@ -1,0 +1,117 @@
+"""LayerNorm and RMSNorm over the width: their statistics are deterministic in the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, fx
+
+from tangency.infinite.layout import Positions
+from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.side import Side
+from tangency.infinite.values.scaled import Scaled
+from tangency.infinite.values.sources import Bias, One, Scale
+from tangency.infinite.values.sum import Coefficient, Sum, Term
+from tangency.infinite.values.value import Value, to_positions
+from tangency.program.axes import resolve
+from tangency.program.operations import argument
+
+
+@rule("layer_norm")
+def layer_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """(u - E u) / sqrt(Var u + eps) * scale + shift (Ba et al. 2016)."""
+    eps = cast(float, argument(node, 4, "eps", 1e-5))
+    normalized = _Normalization(lowering, node, eps, centre=True).strand(start, length)
+    return _affine_part(lowering, node, normalized, start, length)
+
+
+@rule("rms_norm")
+def rms_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """u / sqrt(E u^2 + eps) * scale (Zhang and Sennrich 2019)."""
+    eps = cast("float | None", argument(node, 3, "eps"))
+    eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
+    normalized = _Normalization(lowering, node, eps, centre=False).strand(start, length)
+    return _affine_part(lowering, node, normalized, start, length)
+
+
+class _Normalization:
+    """Division by a standard deviation taken over the whole width of a node."""
+
+    def __init__(self, lowering: Lowering, node: fx.Node, eps: float, *, centre: bool) -> None:
+        self.lowering = lowering
+        self.source = cast(fx.Node, node.args[0])
+        self.eps = eps
+        _check_width_only(lowering, node, self.source)
+        pieces = lowering.pieces(self.source, frozenset())
+        self.pieces = pieces
+        self.positions: Positions = max((v.positions for _, v in pieces), key=len)
+        self.centre = centre and not all(value.centred for _, value in pieces)
+
+    def strand(self, start: int, length: int) -> Value:
+        """The normalised value, before scale and shift."""
+        value = self.lowering.strand(self.source, start, length)
+        inverse = Coefficient(self._inverse_sd, self.positions)
+        terms = [Term(value, 1.0, (inverse,))]
+        if self.centre:
+            terms.append(Term(One(), -1.0, (inverse, Coefficient(self._mean, self.positions))))
+        return Sum(self.positions, terms)
+
+    def _average(self, side: Side, moments: Sequence[Tensor | None]) -> Tensor:
+        total = side.full(side.number(0.0), self.positions)
+        for (fraction, value), moment in zip(self.pieces, moments, strict=True):
+            if moment is not None:
+                total = total + fraction * to_positions(moment, value.positions, self.positions)
+        return total
+
+    def _mean(self, side: Side) -> Tensor:
+        return self._average(side, [side.mean(value) for _, value in self.pieces])
+
+    def _inverse_sd(self, side: Side) -> Tensor:
+        variance = self._average(side, [side.second_moment(value) for _, value in self.pieces])
+        if self.centre:
+            variance = (variance - self._mean(side).square()).clamp_min(0)
+        return (variance + self.eps).rsqrt()
+
+
+def _check_width_only(lowering: Lowering, node: fx.Node, source: fx.Node) -> None:
+    count = len(cast(Sequence[int], node.args[1]))
+    shape = lowering.program.axes[source]
+    normalized = [axis for dim in shape[len(shape) - count :] for axis in resolve(dim)]
+    if any(axis.kind != "width" for axis in normalized):
+        raise lowering.unsupported(node, "normalises over positions too, or over data")
+    if set(lowering.program.atoms(source, "width")) - set(normalized):
+        raise lowering.unsupported(node, "normalises over a part of the width")
+
+
+def _affine_part(
+    lowering: Lowering, node: fx.Node, normalized: Value, start: int, length: int
+) -> Value:
+    site = lowering.program.sites.get(node)
+    if site is None:
+        return normalized
+    value = normalized
+    if site.weight is not None:
+        value = scaled(lowering, value, site.weight.name, start, length)
+    if site.bias is None:
+        return value
+    shift = lowering.parameters.value(site.bias.name).flatten()[start : start + length].double()
+    terms = [Term(value), *_shift_terms(lowering, site.bias.name, shift, start)]
+    return Sum(value.positions, terms)
+
+
+def scaled(lowering: Lowering, value: Value, name: str, start: int, length: int) -> Scaled:
+    """A value times a vector of parameters along the width."""
+    scale = lowering.parameters.value(name).flatten()[start : start + length].double()
+    trainable = lowering.parameters.trainable(name)
+    return Scaled(value, (name, start), scale, trainable=trainable)
+
+
+def _shift_terms(lowering: Lowering, name: str, shift: Tensor, start: int) -> list[Term]:
+    """The shift as its mean and its (trainable) deviation from it."""
+    spread = float((shift - shift.mean()).square().mean())
+    gradient = float(lowering.parameters.trainable(name))
+    deviation = Bias((name, start, len(shift)), Scale(spread, gradient), constant=True)
+    mean = float(shift.mean())
+    return [Term(deviation), *([Term(One(), mean)] if mean else [])]

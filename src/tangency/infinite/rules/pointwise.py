@@ -1,0 +1,189 @@
+"""Pointwise operations: linear ones make sums, others functions of one Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from tangency.infinite.duals.activations import closed_form
+from tangency.infinite.layout import Positions
+from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.rules.affine import bias_term
+from tangency.infinite.rules.normalization import scaled
+from tangency.infinite.side import Side
+from tangency.infinite.values.composite import Composite
+from tangency.infinite.values.expression import base_of, evaluate, key_of
+from tangency.infinite.values.sources import One
+from tangency.infinite.values.sum import Sum, Term
+from tangency.infinite.values.value import Value, to_positions
+from tangency.program.operations import POINTWISE, argument, base_name
+
+
+def _positions(lowering: Lowering, node: fx.Node) -> Positions:
+    return lowering.program.atoms(node, "position")
+
+
+@rule("add", "sub", "rsub")
+def add(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """a + alpha b, of random values, data, constants and bias vectors."""
+    alpha = cast(float, argument(node, 2, "alpha", 1.0))
+    name = base_name(node)
+    first, second = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[name]
+    terms = _terms(lowering, node, 0, first, start, length)
+    terms += _terms(lowering, node, 1, second, start, length)
+    return Sum(_positions(lowering, node), terms)
+
+
+def _terms(
+    lowering: Lowering, node: fx.Node, index: int, number: float, start: int, length: int
+) -> list[Term]:
+    operand = node.args[index]
+    if not isinstance(operand, fx.Node):
+        return [Term(One(), number * cast(float, operand))]
+    nature = lowering.program.nature[operand]
+    if nature == "random":
+        return [Term(_operand(lowering, node, operand, start, length), number)]
+    if nature == "parameter":
+        site = lowering.program.sites[node]
+        _check_vector(lowering, node, operand)
+        return [bias_term(lowering, site, start, length).scaled(number)]
+    if lowering.width(operand) == 1:
+        return [Term(One(), number, (lowering.coefficient(operand),))]
+    return [Term(lowering.strand(operand, start, length), number)]
+
+
+def _operand(
+    lowering: Lowering, node: fx.Node, operand: fx.Node, start: int, length: int
+) -> Value:
+    """A random argument; one of width 1 is not broadcast along another's width."""
+    if lowering.width(operand) != lowering.width(node):
+        raise lowering.unsupported(node, "repeats one random coordinate along a width")
+    return lowering.strand(operand, start, length)
+
+
+def _check_vector(lowering: Lowering, node: fx.Node, operand: fx.Node) -> None:
+    """A bias or scale vector lies along the width, the last dimension, and nowhere else."""
+    shape = operand.meta["val"].shape
+    width = lowering.width(node)
+    last = lowering.program.axes[node][-1]
+    along = all(axis.kind == "width" for axis in last)
+    if not along or int(shape[-1]) != width or any(int(size) != 1 for size in shape[:-1]):
+        raise lowering.unsupported(node, "uses a parameter that is not a vector along the width")
+
+
+@rule("neg")
+def negate(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """-u."""
+    value = lowering.strand(cast(fx.Node, node.args[0]), start, length)
+    return Sum(value.positions, [Term(value, -1.0)])
+
+
+@rule("mul", "div")
+def multiply(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """u times or over a constant per example and position; else a product of random values."""
+    left, right = node.args[0], node.args[1]
+    if node in lowering.program.sites:
+        return _by_parameter(lowering, node, start, length)
+    if base_name(node) == "mul" and not lowering.random(left):
+        left, right = right, left
+    if not lowering.random(left) or lowering.random(right):
+        return composite(lowering, node, start, length)
+    value = _operand(lowering, node, cast(fx.Node, left), start, length)
+    invert = base_name(node) == "div"
+    if not isinstance(right, fx.Node):
+        number = cast(float, right)
+        return Sum(value.positions, [Term(value, 1 / number if invert else number)])
+    if lowering.width(right) != 1:
+        raise lowering.unsupported(node, "multiplies by data that differ along the width")
+    factor = lowering.coefficient(right, torch.reciprocal if invert else None)
+    return Sum(_positions(lowering, node), [Term(value, 1.0, (factor,))])
+
+
+def _by_parameter(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    site = lowering.program.sites[node]
+    assert site.weight is not None
+    if site.weight.factor != 1.0:
+        raise lowering.unsupported(node, "uses a multiple of a scale vector")
+    parameter = next(a for a in node.args if isinstance(a, fx.Node) and a is not site.input)
+    _check_vector(lowering, node, parameter)
+    value = _operand(lowering, node, site.input, start, length)
+    return scaled(lowering, value, site.weight.name, start, length)
+
+
+def composite(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """A pointwise function of one Gaussian."""
+    operands = {
+        n: _operand(lowering, node, n, start, length)
+        for n in node.all_input_nodes
+        if lowering.random(n)
+    }
+    for n in node.all_input_nodes:
+        if n not in operands and n in lowering.program.axes and lowering.width(n) != 1:
+            raise lowering.unsupported(node, "is applied with data that differ along the width")
+    dual = closed_form(node)
+    values = list(operands.values())
+    if dual is not None and len(values) == 1 and values[0].gaussian:
+        positions = values[0].positions
+        function = _function(lowering, node, operands, values[0])
+        return Composite(positions, values[0], function, ("closed", dual), dual)
+    base = base_of(values)
+    if base is None:
+        raise lowering.unsupported(
+            node,
+            "applies a nonlinearity to a value that is not a function of one Gaussian "
+            "(a sum or product with several random parts, for example)",
+        )
+    key = _key(lowering, node, operands, base)
+    function = _function(lowering, node, operands, base)
+    return Composite(_positions(lowering, node), base, function, key, None)
+
+
+def _key(
+    lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], base: Value
+) -> Hashable:
+    """Equal keys compute the same function."""
+
+    def name(argument: fx.Node) -> Any:
+        return key_of(operands[argument], base) if argument in operands else argument
+
+    args, kwargs = map_arg((node.args, node.kwargs), name)
+    return (str(node.target), repr(args), repr(kwargs))
+
+
+def _function(
+    lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], base: Value
+) -> Callable[[Side, Positions], Callable[[Tensor], Tensor]]:
+    """The node's operation on Gaussian samples `(nodes, *positions, n)` of `base`."""
+
+    def on_side(side: Side, positions: Positions) -> Callable[[Tensor], Tensor]:
+        def argument_value(argument: fx.Node, z: Tensor) -> Any:
+            if argument in operands:
+                return evaluate(operands[argument], base, side, positions, z)
+            if argument not in lowering.program.axes:
+                return side.concrete(argument)
+            own = lowering.program.atoms(argument, "position")
+            return to_positions(side.features(argument, own, ())[..., 0], own, positions)
+
+        def function(z: Tensor) -> Tensor:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: argument_value(n, z))
+            return cast(Tensor, cast(Callable[..., Any], node.target)(*args, **kwargs))
+
+        return function
+
+    return on_side
+
+
+@rule("_to_copy", "to")
+def convert(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """Between floating-point types nothing changes; a truth value becomes a number."""
+    source = cast(fx.Node, node.args[0])
+    if source.meta["val"].is_floating_point() and node.meta["val"].is_floating_point():
+        return lowering.strand(source, start, length)
+    return composite(lowering, node, start, length)
+
+
+rule(*sorted(POINTWISE - {"add", "sub", "rsub", "neg", "mul", "div"}))(composite)

@@ -1,0 +1,233 @@
+"""Reshaping, selecting, joining and averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import fx
+
+from tangency.infinite.lowering import Lowering, cut_rule, rule
+from tangency.infinite.values.position import Average, Join, Take
+from tangency.infinite.values.sum import Sum, Term
+from tangency.infinite.values.value import Value
+from tangency.program.axes import Axis, resolve, size_of
+from tangency.program.axis_rules import reduced_dimensions
+from tangency.program.operations import argument, base_name
+
+
+def _input(node: fx.Node) -> fx.Node:
+    return cast(fx.Node, node.args[0])
+
+
+def _axis(lowering: Lowering, node: fx.Node, dim: int) -> Axis | None:
+    """The one atom of a dimension; None for a dimension of size 1."""
+    atoms = resolve(lowering.program.axes[node][dim])
+    return atoms[0] if atoms else None
+
+
+def _dim(node: fx.Node, index: int, default: int | None = None) -> int:
+    value = cast(int, argument(node, index, "dim", default))
+    return value % len(_input(node).meta["val"].shape)
+
+
+@rule(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose",
+    "t", "numpy_T", "expand", "clone", "contiguous", "alias", "dropout",
+)  # fmt: skip
+def unchanged(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """Re-bracketing and reordering axes changes no random variable (dropout: evaluation)."""
+    return lowering.strand(_input(node), start, length)
+
+
+@rule("getitem")
+def getitem(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """One result of `split`, `chunk` or `unbind`."""
+    source, index = cast(tuple[fx.Node, int], node.args)
+    name = base_name(source)
+    if name == "unbind":
+        return _select(lowering, _input(source), _dim(source, 1, 0), index, start, length)
+    if name in ("split", "split_with_sizes", "chunk"):
+        dim = _dim(source, 2, 0)
+        begin, size = _piece(source, dim, index)
+        return _narrow(lowering, node, _input(source), dim, range(begin, begin + size), start, length)
+    raise lowering.unsupported(source, "has no rule in the infinite-width limit")
+
+
+def _piece(source: fx.Node, dim: int, index: int) -> tuple[int, int]:
+    sizes = [int(piece.shape[dim]) for piece in source.meta["val"]]
+    return sum(sizes[:index]), sizes[index]
+
+
+@rule("select")
+def select(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """One position."""
+    index = cast(int, argument(node, 2, "index"))
+    return _select(lowering, _input(node), _dim(node, 1), index, start, length)
+
+
+def _select(
+    lowering: Lowering, source: fx.Node, dim: int, index: int, start: int, length: int
+) -> Value:
+    axis = _axis(lowering, source, dim)
+    if axis is None:
+        return lowering.strand(source, start, length)
+    index %= axis.size
+    if axis.kind == "width":
+        return lowering.strand(source, index, 1)
+    value = lowering.strand(source, start, length)
+    return Take(value, axis, None, range(index, index + 1)) if axis in value.positions else value
+
+
+@rule("slice")
+def slice_(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """A range of positions or of the width."""
+    dim = _dim(node, 1, 0)
+    axis = _axis(lowering, _input(node), dim)
+    if axis is None or _axis(lowering, node, dim) is axis:
+        return lowering.strand(_input(node), start, length)
+    return _narrow(lowering, node, _input(node), dim, _range(node, axis), start, length)
+
+
+def _range(node: fx.Node, axis: Axis) -> range:
+    first = cast("int | None", argument(node, 2, "start"))
+    last = cast("int | None", argument(node, 3, "end"))
+    step = cast(int, argument(node, 4, "step", 1))
+    return range(*slice(first, last, step).indices(axis.size))
+
+
+def _narrow(
+    lowering: Lowering,
+    node: fx.Node,
+    source: fx.Node,
+    dim: int,
+    indices: range,
+    start: int,
+    length: int,
+) -> Value:
+    axis = _axis(lowering, source, dim)
+    if axis is None:
+        return lowering.strand(source, start, length)
+    if axis.kind == "width":
+        if indices.step != 1 or lowering.width(source) != axis.size:
+            raise lowering.unsupported(node, "takes a part of a width in steps or from inside")
+        return lowering.strand(source, indices[0] + start, length)
+    value = lowering.strand(source, start, length)
+    if axis not in value.positions:
+        return value
+    return Take(value, axis, _axis(lowering, node, dim), indices)
+
+
+@cut_rule("slice")
+def slice_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    dim = _dim(node, 1, 0)
+    axis = _axis(lowering, _input(node), dim)
+    whole = axis is None or _axis(lowering, node, dim) is axis or axis.kind != "width"
+    begin = 0 if whole or axis is None else _range(node, axis)[0]
+    return _shifted(lowering, node, _input(node), begin)
+
+
+@cut_rule("getitem")
+def getitem_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    source, index = cast(tuple[fx.Node, int], node.args)
+    begin = 0
+    if base_name(source) in ("split", "split_with_sizes", "chunk"):
+        dim = _dim(source, 2, 0)
+        axis = _axis(lowering, _input(source), dim)
+        if axis is not None and axis.kind == "width":
+            begin = _piece(source, dim, index)[0]
+    return _shifted(lowering, node, _input(source), begin)
+
+
+@cut_rule("select")
+def select_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    axis = _axis(lowering, _input(node), _dim(node, 1))
+    if axis is not None and axis.kind == "width":
+        return frozenset()
+    return lowering.cuts(_input(node))
+
+
+def _shifted(
+    lowering: Lowering, node: fx.Node, source: fx.Node, begin: int
+) -> frozenset[int]:
+    size = lowering.width(node)
+    return frozenset(c - begin for c in lowering.cuts(source) if 0 < c - begin < size)
+
+
+def _joined(node: fx.Node) -> Sequence[fx.Node]:
+    return cast(Sequence[fx.Node], node.args[0])
+
+
+def _along_width(lowering: Lowering, node: fx.Node) -> bool:
+    dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
+    axis = _axis(lowering, node, dim)
+    return axis is not None and axis.kind == "width"
+
+
+@rule("cat")
+def cat(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """Concatenation along the width (a strand lies in one part) or along positions."""
+    dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
+    if _along_width(lowering, node):
+        return _part(lowering, node, start, length)
+    axis = _axis(lowering, node, dim)
+    assert axis is not None
+    pieces: list[tuple[Value, Axis | None]] = []
+    for part in _joined(node):
+        value = lowering.strand(part, start, length)
+        own = _axis(lowering, part, dim)
+        if own is not None and own not in value.positions:
+            raise lowering.unsupported(node, "joins a value that is constant along the axis")
+        pieces.append((value, own))
+    return Join(pieces, axis)
+
+
+def _part(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    begin = 0
+    for part in _joined(node):
+        size = max(lowering.width(part), 1)
+        if begin <= start and start + length <= begin + size:
+            return lowering.strand(part, start - begin, length)
+        begin += size
+    raise lowering.unsupported(node, "is asked for a strand that lies across its parts")
+
+
+@cut_rule("cat")
+def cat_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    if not _along_width(lowering, node):
+        return frozenset[int]().union(*(lowering.cuts(part) for part in _joined(node)))
+    cuts: set[int] = set()
+    begin = 0
+    for part in _joined(node):
+        cuts |= {begin + c for c in lowering.cuts(part)} | {begin}
+        begin += lowering.width(part)
+    return frozenset(cuts - {0})
+
+
+@rule("stack")
+def stack(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """Values side by side along a new position axis."""
+    parts = [lowering.strand(part, start, length) for part in _joined(node)]
+    dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
+    axis = _axis(lowering, node, dim)
+    return parts[0] if axis is None else Join([(value, None) for value in parts], axis)
+
+
+@cut_rule("stack")
+def stack_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
+    return frozenset[int]().union(*(lowering.cuts(part) for part in _joined(node)))
+
+
+@rule("mean", "sum")
+def reduce(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """Mean or sum over positions (over the width, it is a limit statistic)."""
+    shape = lowering.program.axes[_input(node)]
+    atoms = [a for dim in reduced_dimensions(node) for a in resolve(shape[dim])]
+    if any(axis.kind == "width" for axis in atoms):
+        raise lowering.unsupported(node, "sums over a part of a width")
+    value = lowering.strand(_input(node), start, length)
+    axes = tuple(axis for axis in atoms if axis in value.positions)
+    average = Average(value, axes) if axes else value
+    if base_name(node) == "mean":
+        return average
+    return Sum(average.positions, [Term(average, float(size_of(atoms)))])

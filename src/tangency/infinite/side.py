@@ -1,0 +1,198 @@
+"""One data set as the infinite-width engine sees it: everything that concerns single examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from tangency import examples
+from tangency.examples import Examples
+from tangency.infinite.layout import Layout, Positions
+from tangency.infinite.pairs import Pairs
+from tangency.infinite.values.value import Value, to_positions
+from tangency.program.axes import BATCH, resolve
+from tangency.program.capture import Program
+
+__all__ = ["Side", "SideTile"]
+
+T = TypeVar("T")
+
+
+class Side:
+    """A batch of examples, its concrete values, and the one-example quantities of all values.
+
+    Quantities are O(n): they are computed once for the whole data set, and tiles cut from them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        x: Examples,
+        dtype: torch.dtype,
+        pieces: Callable[[fx.Node], Sequence[tuple[float, Value]]],
+    ) -> None:
+        self.program = program
+        self.count = examples.count(x)
+        self.dtype = dtype
+        self.device = examples.tensors(x)[0].device
+        self.pairs = Pairs(self, self, coincident=True)
+        self._pieces = pieces
+        self._memo: dict[Hashable, Any] = {}
+        leaves = examples.tensors(examples.cast(x, dtype))
+        self._concrete: dict[fx.Node, Any] = dict(zip(program.trace.inputs, leaves, strict=True))
+
+    # -- numbers and memory ------------------------------------------------------------------
+
+    def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value remembered under `key`, computed at first need."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return cast(T, self._memo[key])
+
+    def number(self, number: float) -> Tensor:
+        """A scalar tensor."""
+        return torch.tensor(number, dtype=self.dtype, device=self.device)
+
+    def full(self, values: Tensor, positions: Positions) -> Tensor:
+        """`values` expanded to `(*positions, n)`."""
+        return values.expand(*(axis.size for axis in positions), self.count)
+
+    # -- quantities of values ----------------------------------------------------------------
+
+    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
+        """The result of the method `name` of a value on this side, `(*lead, *positions, n)`."""
+        if name == "sd":
+            return self.sd(value)
+        key = (value, name, *args)
+        return self.memo(key, lambda: cast(Tensor, getattr(value, name)(*args, self)))
+
+    def second_moment(self, value: Value) -> Tensor:
+        """E[u^2]."""
+        return self.quantity(value, "second_moment")
+
+    def sd(self, value: Value) -> Tensor:
+        """Square root of the second moment."""
+        return self.memo((value, "sd"), lambda: self.second_moment(value).sqrt())
+
+    def mean(self, value: Value) -> Tensor | None:
+        """E[u]; None where it is zero by construction."""
+        return self.memo((value, "mean"), lambda: value.mean(self))
+
+    def names(self, value: Value, table: str) -> tuple[str, ...]:
+        """Names of the entries of a composite's table."""
+        return tuple(self.memo((table, value), lambda: getattr(value, table)(self)))
+
+    def coincident_moment(self, u: Value, v: Value, positions: Positions) -> Tensor | None:
+        """E[u v] on the same example, over `positions` (a superset of both values' positions)."""
+        ties = frozenset((a, a) for a in u.positions if a in v.positions)
+        block = self.pairs.block(u, v, ties)
+        if block is None:
+            return None
+        layout = Layout(u.positions, v.positions, ties)
+        moment = self.pairs.moment(u, v, block, layout)
+        return to_positions(moment, (*layout.left, *layout.free_right), positions)
+
+    # -- concrete values ---------------------------------------------------------------------
+
+    def concrete(self, node: fx.Node) -> Any:
+        """What a concrete node (or a limit statistic) computes on this side, in its own shape."""
+        if node not in self._concrete:
+            self._concrete[node] = self._execute(node)
+        return self._concrete[node]
+
+    def _execute(self, node: fx.Node) -> Any:
+        if node in self.program.trace.constants:
+            constant = self.program.trace.constants[node].to(self.device)
+            return constant.to(self.dtype) if constant.is_floating_point() else constant
+        value = node.meta.get("val")
+        if isinstance(value, (int, torch.SymInt)):
+            return self._integer(value)
+        inputs = node.all_input_nodes
+        if any(self.program.nature[n] == "random" for n in inputs):
+            return self._mean_over_width(node)
+        args, kwargs = map_arg((node.args, node.kwargs), self.concrete)
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+    def _integer(self, value: int | torch.SymInt) -> int:
+        if isinstance(value, int):
+            return value
+        expression = value.node.expr
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, self.count)))
+
+    def _mean_over_width(self, node: fx.Node) -> Tensor:
+        """A mean over a width (and perhaps positions) of random values: deterministic."""
+        wanted = self.program.atoms(node, "position")
+        total = self.full(self.number(0.0), wanted)
+        for fraction, value in self._pieces(node):
+            mean = self.mean(value)
+            if mean is None:
+                continue
+            reduced = [k for k, axis in enumerate(value.positions) if axis not in wanted]
+            mean = mean.mean(dim=reduced) if reduced else mean
+            kept = tuple(axis for axis in value.positions if axis in wanted)
+            total = total + fraction * to_positions(mean, kept, wanted)
+        return self._raw(node, total)
+
+    def _raw(self, node: fx.Node, canonical: Tensor) -> Tensor:
+        """From `(*positions, n)` to the shape that the node has in the module."""
+        shape = self.program.axes[node]
+        positions = self.program.atoms(node, "position")
+        atoms = [axis for dim in shape for axis in resolve(dim) if axis.kind != "width"]
+        order = [len(positions) if a.kind == "batch" else positions.index(a) for a in atoms]
+        sizes = []
+        for dim in shape:
+            size = 1
+            for axis in resolve(dim):
+                if axis.kind != "width":
+                    size *= self.count if axis.size == BATCH else axis.size
+            sizes.append(size)
+        return canonical.permute(*order).reshape(sizes)
+
+    def features(self, node: fx.Node, positions: Positions, features: Positions) -> Tensor:
+        """A concrete node as `(*positions, n, features)`, the features flattened in order."""
+        value = cast(Tensor, self.concrete(node)).to(self.dtype)
+        atoms = [axis for dim in self.program.axes[node] for axis in resolve(dim)]
+        sizes = [self.count if axis.kind == "batch" else axis.size for axis in atoms]
+        value = value.reshape(sizes)
+        if not any(axis.kind == "batch" for axis in atoms):
+            value = value.unsqueeze(0).expand(self.count, *sizes)
+            order = [0, *(atoms.index(a) + 1 for a in (*positions, *features))]
+        else:
+            batch = next(k for k, axis in enumerate(atoms) if axis.kind == "batch")
+            order = [batch, *(atoms.index(a) for a in (*positions, *features))]
+        moved = value.permute(*order).flatten(1 + len(positions)) if features else (
+            value.permute(*order).unsqueeze(-1)
+        )
+        return moved.movedim(0, -2)
+
+
+class SideTile:
+    """The quantities of some examples of a side: what a tile of a kernel matrix needs of it."""
+
+    def __init__(self, side: Side, index: slice) -> None:
+        self.side = side
+        self.index = index
+
+    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
+        """A quantity cut to the tile's examples."""
+        whole = self.side.quantity(value, name, *args)
+        if name == "unit":
+            return whole[..., self.index, :]
+        return whole[..., self.index]
+
+    def mean(self, value: Value) -> Tensor | None:
+        """The mean cut to the tile's examples."""
+        mean = self.side.mean(value)
+        return None if mean is None else mean[..., self.index]
+
+    def names(self, value: Value, table: str) -> tuple[str, ...]:
+        """Names of the entries of a composite's table."""
+        return self.side.names(value, table)
+
+    def number(self, number: float) -> Tensor:
+        """A scalar tensor."""
+        return self.side.number(number)

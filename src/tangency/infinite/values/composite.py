@@ -1,0 +1,129 @@
+"""Pointwise functions of one Gaussian value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+from tangency.infinite.duals import series
+from tangency.infinite.duals.dual import Dual
+from tangency.infinite.layout import Block, Layout, Positions
+from tangency.infinite.values.concrete import Concrete, product_of_means
+from tangency.infinite.values.sources import One
+from tangency.infinite.values.value import Value, to_positions
+
+if TYPE_CHECKING:
+    from tangency.infinite.pairs import Pairs
+    from tangency.infinite.side import Side
+
+__all__ = ["Composite", "Function"]
+
+Function: TypeAlias = Callable[["Side", Positions], Callable[[Tensor], Tensor]]
+"""For a side (which supplies constants per example), the function on `(nodes, *positions, n)`."""
+
+
+class Composite(Value):
+    """phi(g), coordinate by coordinate, of a Gaussian value g.
+
+    `key` identifies phi: two composites with equal keys apply the same function. `dual` is its
+    closed form, where it has one; otherwise the Hermite series of `function` is used.
+    """
+
+    precedence = 2
+
+    def __init__(
+        self,
+        positions: Positions,
+        source: Value,
+        function: Function,
+        key: Hashable,
+        dual: Dual | None,
+    ) -> None:
+        super().__init__(positions)
+        self.source = source
+        self.function = function
+        self.key = key
+        self.dual = dual
+
+    @property
+    def gaussian(self) -> bool:
+        return False
+
+    @property
+    def centred(self) -> bool:
+        return False
+
+    def _source_sd(self, side: Side) -> Tensor:
+        sd = to_positions(side.sd(self.source), self.source.positions, self.positions)
+        return side.full(sd, self.positions)
+
+    def closed_form(self, side: Side) -> dict[str, Tensor]:
+        """What the closed form needs to know of one side."""
+        assert self.dual is not None
+        return self.dual.moments(self._source_sd(side))
+
+    def expansion(self, side: Side) -> dict[str, Tensor]:
+        """The Hermite series on one side."""
+        return series.expand(self.function(side, self.positions), self._source_sd(side))
+
+    def entry(self, table: str, name: str, side: Side) -> Tensor:
+        """One entry of `closed_form` or `expansion`."""
+        entries: dict[str, Tensor] = side.memo(
+            (table, self), lambda: getattr(self, table)(side)
+        )
+        return entries[name]
+
+    @property
+    def _table(self) -> str:
+        return "expansion" if self.dual is None else "closed_form"
+
+    def second_moment(self, side: Side) -> Tensor:
+        return self.entry(self._table, "sd", side).square()
+
+    def mean(self, side: Side) -> Tensor | None:
+        if self.dual is not None:
+            mean = self.dual.mean(self._source_sd(side))
+            if mean is not None:
+                return mean
+        return self.entry("expansion", "mean", side)
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        if isinstance(other, Composite):
+            return self._with_composite(other, layout, pairs)
+        if isinstance(other, (One, Concrete)):
+            return product_of_means(self, other, layout, pairs)
+        return self._with_gaussian(other, layout, pairs)
+
+    def _with_composite(self, other: Composite, layout: Layout, pairs: Pairs) -> Block | None:
+        inner = layout.within(self.source.positions, other.source.positions)
+        block = pairs.block(self.source, other.source, inner.ties)
+        if block is None:
+            return product_of_means(self, other, layout, pairs)
+        versine = layout.embed(block.versine, inner)
+        ntk = None if block.ntk is None else layout.embed(block.ntk, inner)
+        same = self.key == other.key
+        table = self._table if same else "expansion"
+        left = pairs.table("left", self, table, layout)
+        right = pairs.table("right", other, table, layout)
+        if not same:
+            moment, derivative = series.cross(left, right, versine)
+            scaled = None if ntk is None else derivative * ntk
+            return pairs.from_moment(self, other, moment, scaled, layout)
+        if self.dual is None:
+            versine, derivative = series.pair(left, right, versine)
+        else:
+            versine, derivative = self.dual.pair(left, right, versine)
+        return Block(versine, None if ntk is None else derivative * ntk)
+
+    def _with_gaussian(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        """Stein: E[phi(g) h] = E[phi'] E[g h] for jointly Gaussian g, h."""
+        inner = layout.within(self.source.positions, other.positions)
+        block = pairs.block(self.source, other, inner.ties)
+        if block is None:
+            return None
+        slope = pairs.quantity("left", self, "entry", "expansion", "slope", layout=layout)
+        moment = layout.embed(pairs.moment(self.source, other, block, inner), inner) * slope
+        ntk = None if block.ntk is None else layout.embed(block.ntk, inner) * slope
+        return pairs.from_moment(self, other, moment, ntk, layout)

@@ -1,0 +1,77 @@
+"""Data: deterministic values with a width of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx
+
+from tangency.infinite.layout import Block, Layout, Positions
+from tangency.infinite.values.sources import One
+from tangency.infinite.values.value import Value
+
+if TYPE_CHECKING:
+    from tangency.infinite.pairs import Pairs
+    from tangency.infinite.side import Side
+
+__all__ = ["Concrete", "product_of_means"]
+
+
+class Concrete(Value):
+    """A concrete node whose axes `features` are what a weight contracts, or a width that it shares
+    with random values; the moments are means over these axes.
+    """
+
+    precedence = 2
+
+    def __init__(
+        self, node: fx.Node, positions: Positions, features: Positions, start: int, length: int
+    ) -> None:
+        super().__init__(positions)
+        self.node = node
+        self.features = features
+        self.start = start
+        self.length = length
+
+    @property
+    def gaussian(self) -> bool:
+        return False
+
+    @property
+    def centred(self) -> bool:
+        return False
+
+    def array(self, side: Side) -> Tensor:
+        """The data, shape `(*positions, n, features)`."""
+        return side.features(self.node, self.positions, self.features).narrow(
+            -1, self.start, self.length
+        )
+
+    def unit(self, side: Side) -> Tensor:
+        """The data scaled to Euclidean norm one over the features; zero rows stay zero."""
+        array = side.quantity(self, "array")
+        largest = array.abs().amax(-1, keepdim=True)
+        scaled = array / largest.where(largest > 0, 1.0)
+        norm = scaled.norm(dim=-1, keepdim=True)
+        return scaled / norm.where(norm > 0, 1.0)
+
+    def second_moment(self, side: Side) -> Tensor:
+        return side.quantity(self, "array").square().mean(-1)
+
+    def mean(self, side: Side) -> Tensor | None:
+        return side.quantity(self, "array").mean(-1)
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        if isinstance(other, Concrete):
+            return Block(pairs.angles(self, other, layout), None)
+        if isinstance(other, One):
+            return product_of_means(self, other, layout, pairs)
+        return None
+
+
+def product_of_means(u: Value, v: Value, layout: Layout, pairs: Pairs) -> Block | None:
+    """The block of two values that share no randomness: E[u v] = E[u] E[v]."""
+    means = pairs.mean("left", u, layout), pairs.mean("right", v, layout)
+    if means[0] is None or means[1] is None:
+        return None
+    return pairs.from_moment(u, v, means[0] * means[1], None, layout)

@@ -1,0 +1,186 @@
+"""Linear combinations of values, with coefficients per example and position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tangency.infinite.layout import Block, Layout, Positions
+from tangency.infinite.values.value import Value, to_positions
+
+if TYPE_CHECKING:
+    from tangency.infinite.pairs import Pairs
+    from tangency.infinite.side import Side
+
+__all__ = ["Coefficient", "Sum", "Term"]
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficient:
+    """A factor that is the same over the width: a number, or one per example and position.
+
+    Attributes:
+        evaluate: gives `(*positions, n)` for a side.
+        positions: position axes of what `evaluate` gives.
+    """
+
+    evaluate: Callable[[Side], Tensor]
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Term:
+    """`number * product of coefficients * value`."""
+
+    value: Value
+    number: float = 1.0
+    coefficients: tuple[Coefficient, ...] = ()
+
+    @property
+    def trivial(self) -> bool:
+        """Whether the factor is one."""
+        return self.number == 1.0 and not self.coefficients
+
+    def scaled(self, number: float = 1.0, *coefficients: Coefficient) -> Term:
+        """This term times a number and further coefficients."""
+        return Term(self.value, self.number * number, (*self.coefficients, *coefficients))
+
+
+class Sum(Value):
+    """sum_i a_i u_i. The terms may depend on each other; all cross pairs are accounted for."""
+
+    precedence = 4
+
+    def __init__(self, positions: Positions, terms: Sequence[Term]) -> None:
+        super().__init__(positions)
+        self.terms = tuple(terms)
+
+    @property
+    def gaussian(self) -> bool:
+        return all(term.value.gaussian for term in self.terms)
+
+    @property
+    def centred(self) -> bool:
+        return all(term.value.centred for term in self.terms)
+
+    @cached_property
+    def gaussian_part(self) -> Sum:
+        """The sum of the Gaussian terms."""
+        return Sum(self.positions, [term for term in self.terms if term.value.gaussian])
+
+    def amplitude(self, index: int, side: Side) -> Tensor:
+        """a_i, broadcastable over `(*positions, n)`."""
+        term = self.terms[index]
+        product = side.number(term.number)
+        for factor in term.coefficients:
+            values = factor.evaluate(side)
+            product = product * to_positions(values, factor.positions, self.positions)
+        return product
+
+    def share(self, index: int, side: Side) -> Tensor:
+        """a_i sd(u_i) / sd(u), shape `(*positions, n)`; the squares add to one if uncorrelated."""
+        value = self.terms[index].value
+        own = to_positions(side.sd(value), value.positions, self.positions)
+        total = side.sd(self)
+        part = self.amplitude(index, side) * own
+        return torch.where(total > 0, part / torch.where(total > 0, total, 1.0), 0.0)
+
+    def second_moment(self, side: Side) -> Tensor:
+        total = side.number(0.0)
+        amplitudes = [self.amplitude(i, side) for i in range(len(self.terms))]
+        for i, term in enumerate(self.terms):
+            moment = to_positions(
+                side.second_moment(term.value), term.value.positions, self.positions
+            )
+            total = total + amplitudes[i].square() * moment
+            for j in range(i):
+                cross = side.coincident_moment(self.terms[j].value, term.value, self.positions)
+                if cross is not None:
+                    total = total + 2 * amplitudes[i] * amplitudes[j] * cross
+        return side.full(total, self.positions)
+
+    def mean(self, side: Side) -> Tensor | None:
+        total = None
+        for i, term in enumerate(self.terms):
+            mean = side.mean(term.value)
+            if mean is not None:
+                spread = to_positions(mean, term.value.positions, self.positions)
+                part = self.amplitude(i, side) * spread
+                total = part if total is None else total + part
+        return None if total is None else side.full(total, self.positions)
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        partner = other if isinstance(other, Sum) else Sum(other.positions, [Term(other)])
+        blocks = self._blocks(partner, layout, pairs)
+        if not blocks:
+            return None
+        count = len(self.terms)
+        matched = len(partner.terms) == count and all(i == j for i, j in blocks)
+        if matched and len(blocks) == count:
+            versine = self._matched(partner, blocks, layout, pairs)
+        else:
+            versine = self._general(partner, blocks, layout, pairs)
+        return Block(versine, self._ntk(partner, blocks, layout, pairs))
+
+    def _blocks(
+        self, other: Sum, layout: Layout, pairs: Pairs
+    ) -> dict[tuple[int, int], Block]:
+        blocks = {}
+        for i, mine in enumerate(self.terms):
+            for j, yours in enumerate(other.terms):
+                inner = layout.within(mine.value.positions, yours.value.positions)
+                block = pairs.block(mine.value, yours.value, inner.ties)
+                if block is not None:
+                    ntk = None if block.ntk is None else layout.embed(block.ntk, inner)
+                    blocks[i, j] = Block(layout.embed(block.versine, inner), ntk)
+        return blocks
+
+    def _shares(self, other: Sum, i: int, j: int, pairs: Pairs, layout: Layout) -> list[Tensor]:
+        return [
+            pairs.quantity("left", self, "share", i, layout=layout),
+            pairs.quantity("right", other, "share", j, layout=layout),
+        ]
+
+    def _matched(
+        self, other: Sum, blocks: dict[tuple[int, int], Block], layout: Layout, pairs: Pairs
+    ) -> Tensor:
+        """With unit vectors x, y of shares: 1 - sum x y (1 - v) = sum x y v + |x - y|^2 / 2.
+
+        Nothing cancels, so near-duplicates keep their relative accuracy.
+        """
+        total = None
+        for i, j in blocks:
+            x, y = self._shares(other, i, j, pairs, layout)
+            part = (x - y).square() / 2 + x * y * blocks[i, j].versine
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _general(
+        self, other: Sum, blocks: dict[tuple[int, int], Block], layout: Layout, pairs: Pairs
+    ) -> Tensor:
+        correlation: Tensor | float = 0.0
+        for (i, j), block in blocks.items():
+            x, y = self._shares(other, i, j, pairs, layout)
+            correlation = correlation + x * y * (1 - block.versine)
+        return 1 - torch.as_tensor(correlation)
+
+    def _ntk(
+        self, other: Sum, blocks: dict[tuple[int, int], Block], layout: Layout, pairs: Pairs
+    ) -> Tensor | None:
+        total = None
+        for (i, j), block in blocks.items():
+            if block.ntk is None:
+                continue
+            part = block.ntk
+            if not self.terms[i].trivial:
+                part = pairs.quantity("left", self, "amplitude", i, layout=layout) * part
+            if not other.terms[j].trivial:
+                part = pairs.quantity("right", other, "amplitude", j, layout=layout) * part
+            total = part if total is None else total + part
+        return total

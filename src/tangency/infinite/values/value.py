@@ -1,0 +1,60 @@
+"""What every value of the infinite-width engine can say about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from tangency.infinite.layout import Block, Layout, Positions, place
+
+if TYPE_CHECKING:
+    from tangency.infinite.pairs import Pairs
+    from tangency.infinite.side import Side
+
+__all__ = ["Value", "to_positions"]
+
+
+class Value(ABC):
+    """Over its width axis, i.i.d. copies of a random variable, one per example and position.
+
+    Quantities of one value on one side (a data set of n examples) have shape `(*positions, n)`.
+    """
+
+    precedence: ClassVar[int] = 0
+    """Of two values that meet in a covariance, the one with the higher precedence expands."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
+
+    @property
+    @abstractmethod
+    def gaussian(self) -> bool:
+        """Whether the value is a zero-mean Gaussian, jointly with all other such values."""
+
+    @property
+    @abstractmethod
+    def centred(self) -> bool:
+        """Whether the mean is zero by construction."""
+
+    @abstractmethod
+    def second_moment(self, side: Side) -> Tensor:
+        """E[u^2], shape `(*positions, n)`; exact on its own recursion."""
+
+    def mean(self, side: Side) -> Tensor | None:
+        """E[u], shape `(*positions, n)`; None where it is zero by construction."""
+        return None
+
+    @abstractmethod
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        """The block of this value (left) and `other` (right), whose precedence is not higher.
+
+        None where the two are uncorrelated because they share no randomness.
+        """
+
+
+def to_positions(values: Tensor, have: Positions, want: Positions) -> Tensor:
+    """A side quantity over positions `have` as one that broadcasts over `want`."""
+    lead = values.dim() - 1 - len(have)
+    return place(values, [want.index(a) for a in have], len(want), lead=lead)

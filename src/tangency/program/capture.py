@@ -1,0 +1,212 @@
+"""From a module to its Program: what it computes, where parameters enter, what every axis is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+from torch import Tensor, fx, nn
+
+from tangency.errors import UnsupportedOperation
+from tangency.examples import Examples
+from tangency.program.axes import (
+    BATCH,
+    Axis,
+    AxisError,
+    Dim,
+    Shape,
+    batch,
+    position,
+    resolve,
+    shape_of,
+)
+from tangency.program.axis_rules import RULES, reduced_dimensions
+from tangency.program.operations import base_name
+from tangency.program.sites import Site, find_sites
+from tangency.program.trace import Trace, evaluation_mode, location, trace
+
+__all__ = ["Nature", "Program", "capture"]
+
+Nature: TypeAlias = Literal["parameter", "concrete", "statistic", "random"]
+"""What a value is: made of parameters alone; of data and constants; a mean over a width axis of
+random values and what follows from such means (deterministic in the limit); or random."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a network computes, captured once.
+
+    Attributes:
+        trace: the graph of operations.
+        axes: for every node with one tensor, the atomic axes of each dimension.
+        nature: for every node, whether it is concrete, random, ...
+        sites: for every node at which a weight or bias enters, the parameters that do.
+    """
+
+    trace: Trace
+    axes: Mapping[fx.Node, Shape]
+    nature: Mapping[fx.Node, Nature]
+    sites: Mapping[fx.Node, Site]
+
+    @property
+    def output(self) -> fx.Node:
+        """The node that the module returns."""
+        return self.trace.output
+
+    def atoms(self, node: fx.Node, kind: str | None = None) -> Dim:
+        """Atomic axes of `node` in order (only those of one kind, if given)."""
+        atoms = resolve(axis for dim in self.axes[node] for axis in dim)
+        return tuple(a for a in atoms if kind is None or a.kind == kind)
+
+    def describe(self, node: fx.Node) -> str:
+        """Axes of `node`, e.g. `(n, T4, w512)`; dimensions of size one show as 1."""
+        dims = ["*".join(map(repr, resolve(dim))) or "1" for dim in self.axes[node]]
+        return f"({', '.join(dims)})"
+
+    def __str__(self) -> str:
+        rows = [("node", "operation", "axes", "parameters")]
+        for node in self.trace.graph.nodes:
+            if node in self.axes and self.nature[node] != "parameter":
+                site = self.sites.get(node)
+                names = ", ".join(site.names) if site else ""
+                shown = "input" if node.op == "placeholder" else base_name(node)
+                shown = "constant" if node in self.trace.constants else shown
+                rows.append((node.name, shown, self.describe(node), names))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def capture(model: nn.Module, example: Examples) -> Program:
+    """Capture what `model` computes on a batch like `example`, in evaluation mode.
+
+    Args:
+        model: any module whose computation `torch.export` can record.
+        example: one or more examples: a tensor, or a tuple or dictionary of tensors, with the
+            batch as leading dimension.
+
+    Raises:
+        InvalidInput: bad example data, or a module that does not return one tensor.
+        UnsupportedOperation: an operation without an axis rule, with its location.
+    """
+    with evaluation_mode(model):
+        return _Reader(trace(model, example)).read()
+
+
+class _Reader:
+    """Walks a trace once and gives every live node its nature and axes."""
+
+    def __init__(self, traced: Trace) -> None:
+        self.trace = traced
+        self.axes: dict[fx.Node, Shape] = {}
+        self.several: dict[fx.Node, tuple[Shape, ...]] = {}
+        self.nature: dict[fx.Node, Nature] = {}
+        self.batch = batch()
+
+    def read(self) -> Program:
+        live = _ancestors(self.trace.output)
+        for node in self.trace.graph.nodes:
+            if node in live:
+                self.nature[node] = self._nature(node)
+                if self.nature[node] != "parameter":
+                    self._read_axes(node)
+        self._check_distinct()
+        sites = find_sites(self.trace, self.nature)
+        return Program(self.trace, self.axes, self.nature, sites)
+
+    def _nature(self, node: fx.Node) -> Nature:
+        if node in self.trace.parameters:
+            return "parameter"
+        natures = {self.nature[n] for n in node.all_input_nodes}
+        if "random" not in natures:
+            if natures == {"parameter"}:
+                return "parameter"
+            if "parameter" in natures:
+                return "random"
+            return "statistic" if "statistic" in natures else "concrete"
+        return "statistic" if self._loses_width(node) else "random"
+
+    def _loses_width(self, node: fx.Node) -> bool:
+        if base_name(node) == "sym_size":
+            return True
+        if base_name(node) not in ("mean", "sum"):
+            return False
+        source = cast(fx.Node, node.args[0])
+        shape = self.axes[source]
+        before = [a for dim in shape for a in resolve(dim) if a.kind == "width"]
+        reduced = [a for d in reduced_dimensions(node) for a in resolve(shape[d])]
+        return bool(before) and all(axis in reduced for axis in before)
+
+    def _read_axes(self, node: fx.Node) -> None:
+        if not hasattr(node.meta.get("val"), "shape") and base_name(node) != "getitem":
+            if isinstance(node.meta.get("val"), (list, tuple)):
+                self._read_several(node)
+            return
+        if node.op == "placeholder":
+            self.axes[node] = self._fresh(node)
+        elif base_name(node) == "getitem":
+            source, index = cast(tuple[fx.Node, int], node.args)
+            self.axes[node] = self.several[source][index]
+        else:
+            self.axes[node] = cast(Shape, self._apply(node))
+
+    def _read_several(self, node: fx.Node) -> None:
+        if self.nature[node] == "concrete" and base_name(node) not in RULES:
+            values = node.meta["val"]
+            self.several[node] = tuple(self._fresh_shape(node, v.shape) for v in values)
+        else:
+            self.several[node] = cast(tuple[Shape, ...], self._apply(node))
+
+    def _apply(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
+        rule = RULES.get(base_name(node))
+        executed = self.nature[node] == "concrete"
+        if rule is None and not executed:
+            raise UnsupportedOperation(
+                f"no axis rule for {location(node)}: it acts on values that depend on parameters. "
+                "Rewrite it with operations that are known (tangency.program.axis_rules.RULES "
+                "lists them), or use EmpiricalKernel, which needs no rules."
+            )
+        if rule is not None:
+            try:
+                return rule(node, self._argument_axes)
+            except AxisError as error:
+                if not executed:
+                    raise UnsupportedOperation(f"{location(node)}: {error}.") from error
+        return self._fresh(node)
+
+    def _argument_axes(self, node: fx.Node) -> Shape:
+        if self.nature[node] == "parameter":
+            return tuple(position(size) for size in shape_of(node))
+        return self.axes[node]
+
+    def _fresh(self, node: fx.Node) -> Shape:
+        return self._fresh_shape(node, shape_of(node))
+
+    def _fresh_shape(self, node: fx.Node, sizes: tuple[int, ...]) -> Shape:
+        for size in sizes:
+            if size % BATCH == 0 and size != BATCH:
+                raise UnsupportedOperation(f"{location(node)} merges the batch with another axis.")
+        return tuple((self.batch,) if size == BATCH else position(size) for size in sizes)
+
+    def _check_distinct(self) -> None:
+        for node, shape in self.axes.items():
+            atoms: list[Axis] = [a for dim in shape for a in resolve(dim)]
+            if len(set(map(id, atoms))) < len(atoms) and self.nature[node] != "concrete":
+                raise UnsupportedOperation(
+                    f"{location(node)} aligns two axes of one tensor with each other "
+                    "(adding a tensor to its own transpose, for example), which is not known."
+                )
+
+
+def _ancestors(output: fx.Node) -> set[fx.Node]:
+    live: set[fx.Node] = set()
+    stack = [output]
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack.extend(node.all_input_nodes)
+    return live
+
+

@@ -1,0 +1,50 @@
+"""What the ATen operations of a graph are called and how their arguments are read."""
+
+from __future__ import annotations
+
+from torch import fx
+
+__all__ = ["POINTWISE", "argument", "base_name"]
+
+POINTWISE = frozenset(
+    """abs acos acosh add addcmul asin asinh atan atan2 atanh ceil celu clamp clamp_max clamp_min
+    cos cosh div elu eq erf erfc exp exp2 expm1 floor ge gelu gt hardshrink hardsigmoid hardswish
+    hardtanh le leaky_relu log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt
+    masked_fill maximum minimum mish mul ne neg pow prelu reciprocal relu relu6 remainder round
+    rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub tan
+    tanh threshold trunc where""".split()
+)
+"""Base names of the operations that act coordinate by coordinate, with broadcasting."""
+
+_SYNONYMS = {
+    "_unsafe_view": "view",
+    "_reshape_alias": "view",
+    "true_divide": "div",
+    "subtract": "sub",
+    "multiply": "mul",
+    "negative": "neg",
+    "absolute": "abs",
+    "special_erf": "erf",
+    "special_expm1": "expm1",
+    "arctan": "atan",
+    "clip": "clamp",
+    "split_copy": "split",
+}
+
+
+def base_name(node: fx.Node) -> str:
+    """The operation without namespace and overload: `add` for `aten.add.Tensor`."""
+    if node.op != "call_function":
+        return node.op
+    target = str(node.target)
+    if target.startswith("aten."):
+        name = target.split(".")[1]
+        return _SYNONYMS.get(name, name)
+    return str(getattr(node.target, "__name__", target))
+
+
+def argument(node: fx.Node, index: int, name: str, default: object = None) -> object:
+    """A positional or keyword argument of the node."""
+    if len(node.args) > index:
+        return node.args[index]
+    return node.kwargs.get(name, default)

@@ -1,0 +1,182 @@
+"""The computation of a module as a functional graph of ATen operations, by `torch.export`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from tangency import examples
+from tangency.errors import InvalidInput, UnsupportedOperation
+from tangency.examples import Examples
+
+__all__ = ["Trace", "evaluation_mode", "location", "operation", "trace"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A module's computation, node by node.
+
+    Attributes:
+        graph: functional ATen graph; operations such as `linear` are single nodes.
+        inputs: placeholders of the data, in the order of the flattened pytree of examples.
+        parameters: placeholder -> qualified name; a tensor with several names has the first one.
+        constants: placeholder -> buffer or constant tensor (the module's own, not a copy).
+        output: the node that the module returns.
+    """
+
+    graph: fx.Graph
+    inputs: tuple[fx.Node, ...]
+    parameters: dict[fx.Node, str]
+    constants: dict[fx.Node, Tensor]
+    output: fx.Node
+
+
+def operation(node: fx.Node) -> str:
+    """The node's operation, e.g. `aten.linear.default`."""
+    return str(node.target) if node.op == "call_function" else node.op
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return stack[-1] if stack and not stack[-1].startswith("_") else ""
+
+
+def _source(node: fx.Node) -> str:
+    """The innermost user line of `node`: torch's own frames are of no use to the reader."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    frames = [
+        (line, code)
+        for line, code in zip(lines, [*lines[1:], ""], strict=True)
+        if line.startswith('File "')
+    ]
+    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    return ": ".join((own or frames)[-1]) if frames else "unknown source line"
+
+
+def location(node: fx.Node) -> str:
+    """Operation, module path and source line of `node`, for error messages."""
+    path = _module_path(node)
+    where = f"module '{path}'" if path else "the top module"
+    return f"{operation(node)} in {where} ({_source(node)})"
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every submodule in evaluation mode and each one back as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def trace(model: nn.Module, example: Examples) -> Trace:
+    """Record what `model` computes on a batch like `example`, with the batch size left free.
+
+    The module is recorded in the mode (training or evaluation) that it is in, and left unchanged.
+
+    Raises:
+        InvalidInput: `example` is not a batch of finite tensors, or the module does not return
+            one tensor with one row per example.
+        UnsupportedOperation: `torch.export` cannot record the module, or it fixes the batch size.
+    """
+    examples.check(example, "example")
+    exported = _export(model, _two_examples(example))
+    nodes = {node.name: node for node in exported.graph.nodes}
+    names = _canonical_names(model)
+    inputs, parameters, constants = [], {}, {}
+    for spec in exported.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind is InputKind.PARAMETER:
+            parameters[node] = names.get(id(_attribute(model, spec.target)), str(spec.target))
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+        else:
+            constants[node] = _constant(exported, model, str(spec.target))
+    output = _single_output(exported)
+    _check_batch(inputs, output)
+    return Trace(exported.graph, tuple(inputs), parameters, constants, output)
+
+
+def _two_examples(example: Examples) -> Examples:
+    """A batch of exactly two: export specialises a batch of one, and more brings nothing."""
+    first = examples.take(example, slice(0, 2))
+    return first if examples.count(first) == 2 else examples.concatenate(first, first)
+
+
+def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
+    args, kwargs = examples.arguments(batch)
+    dynamic = pytree.tree_map(
+        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, (args, kwargs)
+    )
+    shapes = (*dynamic[0], *dynamic[1].values())
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", FutureWarning)
+            exported = torch.export.export(
+                model, args, kwargs, dynamic_shapes=shapes or None, strict=False
+            )
+            return exported.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UnsupportedOperation(
+            f"torch.export cannot record {type(model).__name__}: {type(error).__name__}: {reason}\n"
+            "The computation must not branch on the values of the data; check that "
+            "model(example) runs, and replace such branches by torch.where."
+        ) from error
+
+
+def _canonical_names(model: nn.Module) -> dict[int, str]:
+    """Identity of each parameter -> its first qualified name (tied weights have several)."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _attribute(model: nn.Module, target: str | None) -> object:
+    value: object = model
+    for part in str(target).split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _constant(exported: ExportedProgram, model: nn.Module, target: str) -> Tensor:
+    own = _attribute(model, target)
+    constant = own if isinstance(own, Tensor) else exported.constants[target]
+    return constant.detach()
+
+
+def _single_output(exported: ExportedProgram) -> fx.Node:
+    (node,) = [n for n in exported.graph.nodes if n.op == "output"]
+    leaves = pytree.tree_leaves(node.args[0])
+    if len(leaves) != 1 or not isinstance(leaves[0], fx.Node):
+        raise InvalidInput(
+            f"the module returns {len(leaves)} values, but a kernel needs one tensor: "
+            "wrap the module so that it returns the output whose kernel you want."
+        )
+    return leaves[0]
+
+
+def _check_batch(inputs: list[fx.Node], output: fx.Node) -> None:
+    for node in inputs:
+        value = node.meta["val"]
+        if isinstance(value, Tensor) and isinstance(value.shape[0], int):
+            raise UnsupportedOperation(
+                f"the module fixes the batch size of its input to {value.shape[0]}: use "
+                "x.shape[0] or -1 for it in view and reshape, and no loop over examples."
+            )
+    shape = output.meta["val"].shape
+    if len(shape) == 0 or isinstance(shape[0], int):
+        raise InvalidInput(
+            f"the module returns a tensor of shape {tuple(shape)}, whose first dimension is not "
+            "the batch: it must return one row per example."
+        )

@@ -1,0 +1,117 @@
+"""Which path serves which parameter, and the two paths of a contraction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from empirical.cases import CASES, real
+from tangency.empirical import contraction
+from tangency.empirical.engine import Engine, prepare
+from tangency.empirical.function import trainable
+from tangency.empirical.plan import Layout, SiteSize, cheapest, flops, tile_size
+from tangency.empirical.recording import Recording
+from tangency.empirical.sites import Factors
+
+LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
+
+
+def engine_of(name: str) -> Engine:
+    (case,) = [case for case in CASES if case.name == name]
+    model = case.model()
+    parameters = trainable(dict(model.named_parameters()))
+    return prepare(model, parameters, case.data(4), None, Recording(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("mlp", set()),
+        ("linear over tokens", set()),
+        ("linear over tokens, tokens first", set()),
+        ("layer called three times", set()),
+        ("shared bias", set()),
+        ("recurrence as a loop", set()),
+        ("multi-head attention", set()),
+        ("tokens merged with the batch", set()),
+        ("tied embedding", {"embedding.weight"}),
+        ("weight and its transpose", {"a.weight"}),
+        ("weight also penalised", {"a.weight"}),
+        ("bias used as a scale", {"a.bias"}),
+        ("no_grad in forward", {"first.weight", "first.bias"}),
+        # The layer's call has no batch: all examples share its output.
+        ("layer on a table of positions", {"a.weight", "a.bias", "table"}),
+    ],
+)
+def test_sites_serve_all_but(name: str, rest: set[str]) -> None:
+    engine = engine_of(name)
+    assert set(engine.rest) == rest
+    served = {group.name for group in engine.groups}
+    assert served | rest == set(trainable(dict(engine.model.named_parameters())))
+
+
+@pytest.mark.parametrize("name", ["custom backward", "branch on data"])
+def test_no_site_is_trusted(name: str) -> None:
+    assert engine_of(name).groups == ()
+
+
+def test_scrambled_batch_is_not_taken_for_a_batch() -> None:
+    assert "a.weight" in engine_of("positions scrambled into the batch's place").rest
+
+
+def test_loop_where_vmap_has_no_rule() -> None:
+    assert not engine_of("branch on data").vmap
+    assert engine_of("conv1d").vmap
+
+
+def factors(n: int, generator: torch.Generator) -> Factors:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    return Factors(normal(2, n, 3, 5), normal(2, n, 4, 3, 6))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("working_set", [1, 2**25])
+def test_both_contractions(
+    layout: Layout, working_set: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contraction, "WORKING_SET", working_set)
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = factors(4, generator), factors(2, generator)
+    j1, j2 = (torch.einsum("biopw,bipd->biowd", f.cotangents, f.inputs) for f in (rows, columns))
+    full = torch.einsum("biowd,bjqwd->bijoq", j1, j2)
+    each = full.diagonal(dim1=-2, dim2=-1)
+    expected = {"full": full, "diagonal": each, "trace": each.sum(-1)}[layout]
+    for path in (contraction._by_gram, contraction._by_gradients):
+        torch.testing.assert_close(path(rows, columns, layout), expected, rtol=1e-12, atol=1e-12)
+    chosen = contraction.of_factors(rows, columns, layout)
+    torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cheaper_path() -> None:
+    """One position: the factors are smaller; many positions of a small layer: the gradients are."""
+    assert cheapest(SiteSize(16, 16, 8, 1, 2048, 2048), "trace") == "gram"
+    assert cheapest(SiteSize(16, 16, 1, 1024, 8, 8), "trace") == "gradients"
+    size = SiteSize(2, 3, 4, 1, 100, 100)
+    assert flops(size, "full")["gram"] > flops(size, "trace")["gram"]
+
+
+def test_tile_size_is_bounded() -> None:
+    assert tile_size(10**12) == 1
+    assert tile_size(1) == 512
+    assert tile_size(2**20, budget=2**30) == 512
+    assert tile_size(2**23, budget=2**30) == 64
+
+
+def test_a_graph_is_recorded_once_and_again_when_the_module_changes() -> None:
+    (case,) = [case for case in CASES if case.name == "mlp"]
+    model, x = case.model(), real(4)(3)
+    recording = Recording(model)
+    first = recording.get(x)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    assert recording.get(real(4)(7)) is first
+    model[1].inplace = True
+    assert recording.get(x) is not first
