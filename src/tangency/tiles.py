@@ -20,6 +20,11 @@ class Tile:
     columns: slice
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
     def on_diagonal(self) -> bool:
         """Whether rows and columns are the same examples (in a symmetric plan)."""
         return self.rows == self.columns

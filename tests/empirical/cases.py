@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from tangency import examples
+from tangency.empirical import EmpiricalKernel
+from tangency.empirical.recording import Recording
 from tangency.examples import Examples
 
 DTYPE = torch.float64
@@ -481,3 +485,23 @@ CASES = [
     Case("parameter reached by another reference", aliased, real(4)),
     Case("adapters on a frozen layer", lora, real(4)),
 ]
+
+
+def case_of(name: str) -> Case:
+    (case,) = [case for case in CASES if case.name == name]
+    return case
+
+
+@cache
+def recorded(name: str) -> tuple[nn.Module, Recording]:
+    """The case's model and its recording, shared by all tests: recording takes most of the time."""
+    model = case_of(name).model()
+    return model, Recording(model)
+
+
+def kernel_of(name: str, **options: Any) -> EmpiricalKernel:
+    """A kernel of the case's shared model, which no test may change."""
+    model, recording = recorded(name)
+    kernel = EmpiricalKernel(model, **options)
+    kernel._recording = recording
+    return kernel

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from empirical.cases import CASES, Case, real, reference
+from empirical.cases import CASES, Case, case_of, kernel_of, real, reference
 from tangency.empirical import EmpiricalKernel
-from tangency.empirical.recording import Recording
 
 TOLERANCE = 1e-10
 
@@ -24,10 +23,10 @@ def assert_equal(value: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_against_autograd(case: Case) -> None:
-    model = case.model()
     x1, x2 = case.data(4), case.data(3)
-    nngp, ntk = EmpiricalKernel(model, output="full").pair(x1, x2)
-    expected_nngp, expected_ntk = reference(model, x1, x2)
+    kernel = kernel_of(case.name, output="full")
+    nngp, ntk = kernel.pair(x1, x2)
+    expected_nngp, expected_ntk = reference(kernel.model, x1, x2)
     assert_equal(ntk, expected_ntk)
     assert_equal(nngp, expected_nngp)
 
@@ -37,9 +36,8 @@ def test_against_autograd(case: Case) -> None:
     ["mlp", "linear over tokens", "tied embedding", "branch on data"],
 )
 def test_layouts_and_diagonal(name: str) -> None:
-    (case,) = [case for case in CASES if case.name == name]
-    model, x = case.model(), case.data(3)
-    nngp, ntk = reference(model, x, x)
+    x = case_of(name).data(3)
+    nngp, ntk = reference(kernel_of(name).model, x, x)
     here = torch.arange(3)
     each = torch.arange(ntk.shape[-1])
     expected = {
@@ -49,10 +47,8 @@ def test_layouts_and_diagonal(name: str) -> None:
         1: lambda k: k[..., 1, 1],
         -1: lambda k: k[..., -1, -1],
     }
-    recording = Recording(model)
     for output, chosen in expected.items():
-        kernel = EmpiricalKernel(model, output=output)
-        kernel._recording = recording  # recording the graph takes most of the time
+        kernel = kernel_of(name, output=output)
         assert_equal(kernel.ntk(x), chosen(ntk))
         assert_equal(kernel.nngp(x), chosen(nngp))
         diagonal = kernel.diagonal(x)

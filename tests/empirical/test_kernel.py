@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empirical.cases import CASES, Case, Lambda, encoder, linear, mlp, real, reference
+from empirical.cases import (
+    Lambda,
+    case_of,
+    encoder,
+    kernel_of,
+    linear,
+    mlp,
+    real,
+    reference,
+)
 from tangency.empirical import EmpiricalKernel, kernel
 from tangency.errors import InvalidInput
 from tangency.kernel_pair import KernelPair
-
-
-def case_of(name: str) -> Case:
-    (case,) = [case for case in CASES if case.name == name]
-    return case
 
 
 def close(value: Tensor, expected: Tensor, rtol: float = 1e-10) -> bool:
@@ -115,9 +119,8 @@ def test_random_state_survives_a_random_module() -> None:
     ],
 )
 def test_tiles_change_nothing(name: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of(name)
-    model, x1, x2 = case.model(), case.data(7), case.data(4)
-    empirical = EmpiricalKernel(model, output=output)
+    x1, x2 = case_of(name).data(7), case_of(name).data(4)
+    empirical = kernel_of(name, output=output)
     symmetric, rectangular = empirical.pair(x1), empirical.pair(x1, x2)
     diagonal = empirical.diagonal(x1)
     monkeypatch.setattr(kernel, "tile_size", lambda bytes_per_example: 3)
@@ -148,10 +151,10 @@ def test_gram_matrix_is_exactly_symmetric(size: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("n1", [1, 3])
 @pytest.mark.parametrize("n2", [1, 2])
 def test_single_examples(n1: int, n2: int) -> None:
-    case = case_of("linear over tokens, tokens first")
-    model, x1, x2 = case.model(), case.data(n1), case.data(n2)
-    ntk = EmpiricalKernel(model, output="full").ntk(x1, x2)
-    assert close(ntk, reference(model, x1, x2)[1])
+    name = "linear over tokens, tokens first"
+    x1, x2 = case_of(name).data(n1), case_of(name).data(n2)
+    empirical = kernel_of(name, output="full")
+    assert close(empirical.ntk(x1, x2), reference(empirical.model, x1, x2)[1])
 
 
 @pytest.mark.parametrize(
@@ -170,10 +173,9 @@ def test_parameters_by_pattern(patterns: str | list[str], kept: list[str]) -> No
 
 
 def test_patterns_match_any_name_of_a_tied_parameter() -> None:
-    case = case_of("tied embedding")
-    model, x = case.model(), case.data(3)
-    by_first = EmpiricalKernel(model, parameters="embedding.*").ntk(x)
-    by_second = EmpiricalKernel(model, parameters="head.*").ntk(x)
+    x = case_of("tied embedding").data(3)
+    by_first = kernel_of("tied embedding", parameters="embedding.*").ntk(x)
+    by_second = kernel_of("tied embedding", parameters="head.*").ntk(x)
     assert torch.equal(by_first, by_second)
 
 
@@ -200,13 +202,19 @@ def test_plain_attributes_are_those_of_the_moment() -> None:
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_under_disabled_autograd(context: Callable[[], object]) -> None:
+    expected = kernel_of("mlp").ntk(real(4)(3))
     model = case_of("mlp").model()
-    expected = EmpiricalKernel(model).ntk(real(4)(3))
     with context():
-        x = real(4)(3)
-        value = EmpiricalKernel(model).ntk(x)
+        value = EmpiricalKernel(model).ntk(real(4)(3))
     assert close(value, expected)
     assert not value.requires_grad
+
+
+def test_module_made_under_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    with pytest.raises(InvalidInput, match="inference"):
+        EmpiricalKernel(model).ntk(torch.randn(3, 4))
 
 
 def test_dtypes() -> None:

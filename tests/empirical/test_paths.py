@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from empirical.cases import CASES, real
+from empirical.cases import case_of, real, recorded
 from tangency.empirical import contraction
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.function import trainable
@@ -18,10 +18,9 @@ LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
 
 
 def engine_of(name: str) -> Engine:
-    (case,) = [case for case in CASES if case.name == name]
-    model = case.model()
+    model, recording = recorded(name)
     parameters = trainable(dict(model.named_parameters()))
-    return prepare(model, parameters, case.data(4), None, Recording(model))
+    return prepare(model, parameters, case_of(name).data(4), None, recording)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +105,7 @@ def test_tile_size_is_bounded() -> None:
 
 
 def test_a_graph_is_recorded_once_and_again_when_the_module_changes() -> None:
-    (case,) = [case for case in CASES if case.name == "mlp"]
-    model, x = case.model(), real(4)(3)
+    model, x = case_of("mlp").model(), real(4)(3)
     recording = Recording(model)
     first = recording.get(x)
     with torch.no_grad():

@@ -51,8 +51,9 @@ class EmpiricalKernel:
     Large sets are computed in tiles, each tile's features within `plan.MEMORY_BUDGET` bytes.
 
     The module stays as it was: mode, `.grad`, buffers, hooks, `requires_grad` and the state of the
-    random generator. Works under `torch.no_grad` and `torch.inference_mode`. Results carry no
-    gradient and have the dtype of the outputs; half precision is accumulated in float32.
+    random generator. Works under `torch.no_grad` and `torch.inference_mode` (a module *made* under
+    inference mode cannot be differentiated, and is refused). Results carry no gradient and have
+    the dtype of the outputs; half precision is accumulated in float32.
 
     Args:
         model: any module that returns one real tensor with one row per example.

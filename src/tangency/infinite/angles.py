@@ -39,11 +39,15 @@ def _polynomials(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return first, second
 
 
-def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    result = coefficients[-1] * x + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        result = result * x + coefficient
-    return result
+def _evaluate(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """A polynomial by Estrin's scheme, whose short chains of dependent operations overlap."""
+    terms: list[Tensor | float] = list(coefficients)
+    power = x
+    while len(terms) > 1:
+        pairs = [low + high * power for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms = [*pairs, *terms[len(pairs) * 2 :]]
+        power = power * power
+    return torch.as_tensor(terms[0])
 
 
 def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +60,8 @@ def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
     v = versine.clamp(0.0, 2.0)
     near = torch.minimum(v, 2 - v)
     root = near.sqrt()
-    theta = root * _horner(p, near)
-    integral = near * root * _horner(q, near)
+    theta = root * _evaluate(p, near)
+    integral = near * root * _evaluate(q, near)
     far = v > 1
     # theta(v) = pi - theta(2 - v); integrating, h(v) = h(2 - v) + pi (v - 1).
     return (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +13,7 @@ from tangency import examples, tiles
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import rules  # noqa: F401  (registers the rules)
+from tangency.infinite.evaluation import CompiledBlock, evaluate
 from tangency.infinite.init import Init
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.lowering import Lowering
@@ -25,6 +28,9 @@ __all__ = ["InfiniteKernel"]
 
 TILE = 512
 """Examples per side of a tile: its working set of a few matrices stays in cache."""
+
+COMPILE_PAYS = 90.0
+"""Seconds of eager evaluation still to come from which compilation is worth its own time."""
 
 
 class InfiniteKernel:
@@ -46,6 +52,9 @@ class InfiniteKernel:
             and the NTK summed over all parameters, so that it compares with the empirical NTK;
             "ntk" is W = sqrt(w2 / fan_in) w, b = sqrt(b2) b' with w, b' standard normal.
         dtype: of the computation; by default that of the data.
+        compile: whether `torch.compile` fuses the recursion. It takes some ten to sixty seconds
+            once and makes large matrices several times faster; "auto" compiles when the time
+            measured on the first tile says that it pays.
 
     Raises:
         InvalidInput: bad example data, or unusable `init` or `parametrization`.
@@ -60,12 +69,16 @@ class InfiniteKernel:
         init: Init | str = "module",
         parametrization: Parametrization = "standard",
         dtype: torch.dtype | None = None,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise InvalidInput(f"dtype is {dtype}; kernels need a floating-point type.")
         self.program: Program = capture(model, example)
         self.parametrization = parametrization
         self.dtype = dtype
+        self.compile = compile
+        self._compiled: CompiledBlock | None = None
+        self._compile_failed = False
         self._example = example
         self._lowering = Lowering(self.program, module_parameters(model, init, parametrization))
         self._output: Value = self._lower_output()
@@ -98,10 +111,10 @@ class InfiniteKernel:
         ntk = torch.empty_like(nngp)
         plan = tiles.plan(rows.count, columns.count, TILE, symmetric=x2 is None)
         with tiles.progress("kernel", len(plan)) as advance:
-            for tile in plan:
-                block = self._tile(rows, columns, tile)
-                tiles.fill(nngp, tile, block.nngp, symmetric=x2 is None)
-                tiles.fill(ntk, tile, block.ntk, symmetric=x2 is None)
+            for tile, blocks in zip(plan, self._blocks(rows, columns, plan), strict=True):
+                for kernel, block in zip((nngp, ntk), blocks, strict=True):
+                    full = self._arrange(block, tile)
+                    tiles.fill(kernel, tile, full, symmetric=x2 is None)
                 advance()
         if x2 is None and not positions:
             exact = self._diagonal(rows)
@@ -136,19 +149,41 @@ class InfiniteKernel:
         full = (side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, ntk))
         return KernelPair(*(k.movedim(-1, 0).clone() for k in full))
 
-    def _tile(self, rows: Side, columns: Side, tile: tiles.Tile) -> KernelPair:
-        pairs = Pairs(SideTile(rows, tile.rows), SideTile(columns, tile.columns))
-        output = self._output
-        inner = Layout(output.positions, output.positions)
-        block = pairs.block(output, output, inner.ties)
-        assert block is not None
-        nngp = pairs.moment(output, output, block, inner)
-        ntk = torch.zeros_like(nngp) if block.ntk is None else block.ntk
+    def _blocks(
+        self, rows: Side, columns: Side, plan: Sequence[tiles.Tile]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The blocks of the tiles in order; goes over to compiled code where that pays."""
+        compiled = self._compiled_for(rows, columns) if self.compile is True else None
+        if compiled is None and self._compiled is not None and self._compiled.fits(rows, columns):
+            compiled = self._compiled
+        for done, tile in enumerate(plan, start=1):
+            left, right = SideTile(rows, tile.rows), SideTile(columns, tile.columns)
+            if compiled is not None:
+                yield compiled(left, right)
+                continue
+            start = time.perf_counter()
+            yield evaluate(self._output, Pairs(left, right))
+            to_come = (time.perf_counter() - start) * (len(plan) - done)
+            if self.compile == "auto" and to_come > COMPILE_PAYS and not self._compile_failed:
+                compiled = self._compiled_for(rows, columns)
+
+    def _compiled_for(self, rows: Side, columns: Side) -> CompiledBlock | None:
+        """Compiled code for these sides, from an earlier call where it fits."""
+        known = self._compiled
+        if known is not None and known.fits(rows, columns):
+            return known
+        if not self._compile_failed:
+            self._compiled = CompiledBlock.attempt(self._output, rows, columns)
+            self._compile_failed = self._compiled is None
+        return self._compiled
+
+    def _arrange(self, block: Tensor, tile: tiles.Tile) -> Tensor:
+        """From `(*P, *P, n1, n2)`, partly broadcast, to `(n1, n2, *P, *P)`."""
+        inner = Layout(self._output.positions, self._output.positions)
         whole = Layout(self._positions, self._positions)
         sizes = [axis.size for axis in (*whole.left, *whole.right)]
-        batch = (tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start)
-        full = (whole.embed(k, inner).expand(*sizes, *batch) for k in (nngp, ntk))
-        return KernelPair(*(k.movedim((-2, -1), (0, 1)) for k in full))
+        full = whole.embed(block, inner).expand(*sizes, *tile.shape)
+        return full.movedim((-2, -1), (0, 1))
 
 
 def _floating_dtype(x: Examples) -> torch.dtype:

@@ -106,15 +106,17 @@ class Lowering:
 
     def _lower(self, node: fx.Node, start: int, length: int) -> Value:
         if self.program.nature[node] != "random":
-            return self._concrete(node, start, length)
+            return self.data(node, self.program.atoms(node, "width"), start, length)
         name = base_name(node)
         if name not in RULES:
             raise self.unsupported(node, "has no rule in the infinite-width limit")
         return RULES[name](self, node, start, length)
 
-    def _concrete(self, node: fx.Node, start: int, length: int) -> Concrete:
-        atoms = self.program.atoms
-        return Concrete(node, atoms(node, "position"), atoms(node, "width"), start, length)
+    def data(self, node: fx.Node, features: Positions, start: int, length: int) -> Concrete:
+        """A stretch of a concrete node along `features`, the axes that a weight contracts."""
+        atoms = self.program.atoms(node)
+        positions = tuple(a for a in atoms if a not in features and a.kind != "batch")
+        return Concrete(node, positions, features, start, length)
 
     def pieces(self, node: fx.Node, cuts: frozenset[int]) -> tuple[tuple[float, Value], ...]:
         """The strands of a node, cut also at `cuts`, with their fractions of the width."""

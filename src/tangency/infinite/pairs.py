@@ -44,7 +44,7 @@ class Pairs:
         self.coincident = coincident
         self.flipped = False
         self._blocks: dict[tuple[Value, Value, Ties], Block | None] = {}
-        self._angles: dict[tuple[Value, Value, Ties], Tensor] = {}
+        self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
         self._mirror: Pairs | None = None
 
     def block(self, u: Value, v: Value, ties: Ties) -> Block | None:
@@ -132,10 +132,10 @@ class Pairs:
             there = layout.mirrored
             return layout.embed_mirrored(self.mirror.angles(v, u, there), there)
         key = (u, v, layout.ties)
-        if key not in self._angles:
+        if key not in self.angle_blocks:
             left, right = self.rows.quantity(u, "unit"), self.columns.quantity(v, "unit")
-            self._angles[key] = input_versines(left, right, layout, coincident=self.coincident)
-        return self._angles[key]
+            self.angle_blocks[key] = input_versines(left, right, layout, coincident=self.coincident)
+        return self.angle_blocks[key]
 
 
 def _turn(block: Block | None, there: Layout, layout: Layout) -> Block | None:

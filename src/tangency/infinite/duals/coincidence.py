@@ -86,7 +86,11 @@ def curvature(coefficients: Tensor) -> Tensor:
 
 def radial_versine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """1/2 m (sd1 - sd2)^2: 1 - correlation of phi(sd1 z) and phi(sd2 z) for close sd1, sd2."""
-    return 0.25 * (left["radial_metric"] + right["radial_metric"]) * (left["sd_in"] - right["sd_in"]) ** 2
+    return (
+        0.25
+        * (left["radial_metric"] + right["radial_metric"])
+        * (left["sd_in"] - right["sd_in"]) ** 2
+    )
 
 
 def near_coincidence(

@@ -28,6 +28,8 @@ from tangency.infinite.duals.quadrature import PointwiseFunction, normal_pdf, va
 __all__ = ["Kinks", "find_kinks", "kink_coefficients", "kink_parts", "kink_products", "kink_terms"]
 
 _INTERVALS = 8192
+# The least half-width of the search, in x: it makes batches of differing sd find the same kinks.
+_LEAST_SPAN = 40.0
 _COARSE_STEPS = 8
 _FINE_STEPS = 56
 # A jump counts when it exceeds this share of the largest value scanned: rounding is far below,
@@ -50,7 +52,7 @@ class Kinks:
 
 
 def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Kinks | None:
-    """The kinks of phi within ten of the largest standard deviation, or None.
+    """The kinks of phi within ten of the largest standard deviation (and |x| < 40), or None.
 
     function: phi, called in float64 on (Q, *S). sd: shape S. order: highest derivative whose jumps
         are measured, M; trailing orders without a jump are left out of the result.
@@ -71,7 +73,7 @@ def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Ki
     def bend(x: Tensor) -> Tensor:
         return _second_derivative(function, x)
 
-    span = 10 * max(float(sd.max()), 1e-6)
+    span = max(10 * float(sd.max()), _LEAST_SPAN)
     jumps = [_jump_positions(_on_points(f, sd), span) for f in (function, slope, bend)]
     if jumps[0]:
         raise UnsupportedOperation(
@@ -101,7 +103,9 @@ def _on_points(function: PointwiseFunction, sd: Tensor) -> Callable[[Tensor], Te
 
     def evaluate(points: Tensor) -> Tensor:
         count, width = len(points), sd.numel()
-        padded = torch.cat([points, points[-1:].expand(-count % width)]) if count % width else points
+        padded = (
+            torch.cat([points, points[-1:].expand(-count % width)]) if count % width else points
+        )
         return function(padded.reshape(-1, *sd.shape)).flatten()[:count].detach()
 
     return evaluate
@@ -132,6 +136,7 @@ def _jump_positions(evaluate: Callable[[Tensor], Tensor], span: float) -> list[f
     ends = evaluate(grid)
     scale = float(ends[torch.isfinite(ends)].abs().max()) if len(ends) else 0.0
     at_low, at_high = ends[:-1], ends[1:]
+    first = (at_high - at_low).abs().nan_to_num(0.0, 0.0)
     for step in range(_FINE_STEPS):
         if step == _COARSE_STEPS:
             change = (at_high - at_low).abs().nan_to_num(0.0, 0.0)
@@ -142,8 +147,6 @@ def _jump_positions(evaluate: Callable[[Tensor], Tensor], span: float) -> list[f
         middle = 0.5 * (low + high)
         at_middle = evaluate(middle)
         first_half = (at_middle - at_low).abs() >= (at_high - at_middle).abs()
-        if step == 0:
-            first = (at_high - at_low).abs().nan_to_num(0.0, 0.0)
         low = torch.where(first_half, low, middle)
         at_low = torch.where(first_half, at_low, at_middle)
         high = torch.where(first_half, middle, high)
@@ -160,9 +163,7 @@ def _distinct(positions: list[float]) -> list[float]:
     return kept
 
 
-def _jump_sizes(
-    evaluate: Callable[[Tensor], Tensor], positions: list[float], order: int
-) -> Tensor:
+def _jump_sizes(evaluate: Callable[[Tensor], Tensor], positions: list[float], order: int) -> Tensor:
     """Jumps (K, order) of phi', phi'', ...: one-sided Chebyshev interpolation of phi'.
 
     A jump that two degrees of interpolation do not agree on is rounding, and taken as 0; what is
@@ -192,21 +193,23 @@ def _one_sided(
         unit, evaluate(torch.from_numpy(points)).numpy(), degree, domain=[-1, 1]
     )
     return np.array(
-        [float(series.deriv(m)(-1.0)) * (2 / reach) ** m if m else float(series(-1.0)) for m in
-         range(order)]
+        [
+            float(series.deriv(m)(-1.0)) * (2 / reach) ** m if m else float(series(-1.0))
+            for m in range(order)
+        ]
     )
 
 
-def kink_terms(kinks: Kinks, sd: Tensor) -> dict[str, Tensor]:
+def kink_terms(kinks: Kinks, sd: Tensor, order: int) -> dict[str, Tensor]:
     """One side's terms: "kink_places" a, "kink_sides" e (K, *S), "kink_jumps" b (K, M, *S).
 
-    sd: shape S, float64, positive.
+    sd: shape S, float64, positive. order: M, the highest derivative whose jumps are used.
     """
     trailing = [1] * sd.ndim
     places = torch.tensor(kinks.positions, dtype=torch.float64, device=sd.device)
     places = places.reshape(-1, *trailing)
     sides = torch.where(places < 0, -1.0, 1.0).double()
-    jumps = kinks.jumps.reshape(*kinks.jumps.shape, *trailing)
+    jumps = kinks.jumps[:, :order].reshape(-1, order, *trailing)
     powers = torch.arange(1, jumps.shape[1] + 1, device=sd.device).reshape(1, -1, *trailing)
     return {
         # Beyond forty standard deviations every term underflows.
@@ -290,6 +293,4 @@ def kink_products(
 
 
 def _each_kink(terms: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(
-        zip(terms["kink_places"], terms["kink_sides"], terms["kink_jumps"], strict=True)
-    )
+    return list(zip(terms["kink_places"], terms["kink_sides"], terms["kink_jumps"], strict=True))

@@ -100,8 +100,10 @@ def gaussian_rule(sd: Tensor, *, kinks: Sequence[float] = ()) -> Rule:
 
 def value_and_slope(function: PointwiseFunction, x: Tensor) -> tuple[Tensor, Tensor]:
     """phi(x) and phi'(x), the slope by forward-mode differentiation of the callable itself."""
-    values, slopes = torch.func.jvp(function, (x,), (torch.ones_like(x),))
-    return values, slopes
+    result: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+        function, (x,), (torch.ones_like(x),)
+    )
+    return result
 
 
 def hermite_functions(rule: Rule, terms: int) -> Tensor:

@@ -47,6 +47,8 @@ MOST_TERMS = 512
 _FIRST_TERMS = 64
 # What remains beside kinks is taken this far at most.
 KINKED_TERMS = 256
+# A bound on what is omitted beside kinks that is not worth trying another order for.
+_GOOD_ENOUGH = 1e-6
 
 
 # A share of E phi'^2 that is rounding of the integrals, and one that is rounding, squared, of
@@ -56,7 +58,7 @@ _ROUNDING, _FINITE = 1e-14, 1e-27
 
 def tolerance(dtype: torch.dtype) -> float:
     """Share of E phi'^2 that the series may leave out, for results of this dtype."""
-    return 1e-13 if dtype == torch.float64 else 1e-8
+    return 1e-16 if dtype == torch.float64 else 1e-8
 
 
 def expand(
@@ -67,7 +69,7 @@ def expand(
     function: phi, called in float64 on (Q, *S); differentiable by `torch.func.jvp`.
     sd: shape S, finite, zero allowed.
     terms: number of coefficients; by default the fewest, up to 512, that leave out less than
-        1e-13 (float64) or 1e-8 (float32) of E phi'^2. See `truncation`.
+        1e-16 (float64) or 1e-8 (float32) of E phi'^2. See `truncation`.
 
     Returns tensors in sd's dtype: "sd_in" (S), "sd" = sqrt(E phi^2) (S), "mean" = E phi (S),
     "slope" = E phi' (S), "slope_energy" = E phi'^2 (S), "gain" = sd_in / sd (S; its limit at
@@ -105,20 +107,35 @@ def _expand_kinked(
     function: PointwiseFunction, sd: Tensor, kinks: Kinks, terms: int | None
 ) -> dict[str, Tensor]:
     """As `expand`, for phi = smooth + kinks; the pair is computed in float64."""
+    tolerated = max(tolerance(sd.dtype), 1e-13)
     # At a vanishing sd every quantity is continuous: take it a little to the side.
     wide = sd.double().clamp_min(1e-30)
     split = gaussian_rule(wide, kinks=kinks.positions)
     values, slopes = value_and_slope(function, split.nodes * wide)
     check_finite(values, slopes)
     norm, slope_energy = split.mean(values**2).sqrt(), split.mean(slopes**2)
-    rule, parts = gaussian_rule(wide), kink_terms(kinks, wide)
+    rule = gaussian_rule(wide)
     smooth = value_and_slope(function, rule.nodes * wide)[1]
-    smooth = smooth - kink_parts(parts, wide, rule.nodes)[1]
-    kink_mean, kink_row = kink_coefficients(parts, KINKED_TERMS)
-    row = hermite_coefficients(rule, smooth, KINKED_TERMS)
-    kept, omitted = _enough_beside_kinks(row, kink_row, slope_energy, tolerance(sd.dtype), terms)
-    at_rest = sd == 0
-    shown = torch.where(at_rest, values[0].abs(), norm)
+    best: tuple[float, Tensor, dict[str, Tensor]] | None = None
+    # High orders converge fastest at small sd, and grow too large to subtract at large sd.
+    for order in range(kinks.jumps.shape[1], 0, -1):
+        parts = kink_terms(kinks, wide, order)
+        row = hermite_coefficients(
+            rule, smooth - kink_parts(parts, wide, rule.nodes)[1], KINKED_TERMS
+        )
+        kink_mean, kink_row = kink_coefficients(parts, KINKED_TERMS)
+        kept, omitted = _enough_beside_kinks(row, kink_row, slope_energy, tolerated, terms)
+        worst = float(omitted.max()) if omitted.numel() else 0.0
+        if best is None or worst < best[0]:
+            extra = {"coefficients": row[:kept], "kink_coefficients": kink_row}
+            best = worst, omitted, {**extra, **parts, "kink_mean": wide * kink_mean}
+        if kept < KINKED_TERMS or worst <= _GOOD_ENOUGH:
+            break
+    assert best is not None  # kinks have at least one order
+    _, omitted, parts = best
+    kink_mean = parts.pop("kink_mean")
+    at_zero = function(torch.zeros_like(wide)[None])[0].abs()
+    shown = torch.where(sd == 0, at_zero, norm)
     return {
         "sd_in": sd,
         "sd": shown.to(sd.dtype),
@@ -127,10 +144,8 @@ def _expand_kinked(
         "slope_energy": slope_energy.to(sd.dtype),
         "gain": relative(wide, norm),
         "radial_metric": metric(split, values, slopes),
-        "coefficients": row[:kept],
         "omitted": omitted.to(sd.dtype),
-        "kink_coefficients": kink_row,
-        "kink_means": torch.stack([split.mean(values), wide * kink_mean]),
+        "kink_means": torch.stack([split.mean(values), kink_mean]),
         "kink_norms": torch.stack([wide, norm]),
         **parts,
     }
@@ -141,8 +156,8 @@ def _enough_beside_kinks(
 ) -> tuple[int, Tensor]:
     """How many smooth coefficients to keep, and the share of E phi'^2 that is then omitted.
 
-    Beyond L the series omits sum_j (c_j c'_j + c_j k'_j + k_j c'_j) rho^j of smooth (c) and kink (k)
-    coefficients: at most S + 2 sqrt(S K) with the sums S, K of squares beyond L, K <= sum k^2.
+    Beyond L the series omits sum_j (c_j c'_j + c_j k'_j + k_j c'_j) rho^j of smooth (c) and kink
+    (k) coefficients: at most S + 2 sqrt(S K) with the sums S, K of squares beyond L, K <= sum k^2.
     """
 
     def beyond(squares: Tensor) -> Tensor:
@@ -255,8 +270,8 @@ def pair(
     its relative accuracy when it is small. Where phi(sd z) vanishes (sd = 0) it is the limit
     for small sd. Elementwise operations only, without branches on data.
     """
-    if "kink_places" in left:
-        return _pair_kinked(left, right, versine)
+    if "kink_places" in left or "kink_places" in right:
+        return _pair_kinked(_as_kinked(left), _as_kinked(right), versine)
     rho = 1 - versine
     terms = min(len(left["coefficients"]), len(right["coefficients"]))
     (a, rest_a), (b, rest_b) = shortened(left, terms), shortened(right, terms)
@@ -279,9 +294,7 @@ def pair(
     return radial + versine * gain_a * gain_b * total, slopes
 
 
-def _products_beside_kinks(
-    left: Mapping[str, Tensor], right: Mapping[str, Tensor]
-) -> list[Tensor]:
+def _products_beside_kinks(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[Tensor]:
     """(c + k)(c' + k') - k k' for smooth c and kink k coefficients, degree by degree."""
     a, b = left["coefficients"], right["coefficients"]
     products = []
@@ -295,6 +308,24 @@ def _products_beside_kinks(
             product = product + a[degree] * b[degree]
         products.append(product)
     return products
+
+
+def _as_kinked(side: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A side that sees no kinks (they are beyond ten of its sd) in the form of one that does."""
+    if "kink_places" in side:
+        return side
+    wide = {key: value.double() for key, value in side.items()}
+    one = torch.zeros_like(wide["sd"])
+    none = one.expand(0, *one.shape)
+    return wide | {
+        "coefficients": wide["coefficients"][:KINKED_TERMS],
+        "kink_coefficients": one.expand(KINKED_TERMS, *one.shape),
+        "kink_means": torch.stack([wide["mean"], one]),
+        "kink_norms": torch.stack([wide["sd_in"], wide["sd"]]),
+        "kink_places": none,
+        "kink_sides": none,
+        "kink_jumps": none.unsqueeze(1),
+    }
 
 
 def _pair_kinked(

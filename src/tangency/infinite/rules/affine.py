@@ -9,7 +9,6 @@ from torch import fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
-from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.sources import Bias, Weight, WeightInput
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
@@ -84,9 +83,7 @@ def _kind(axis: Axis) -> str:
 
 
 def _concrete_source(lowering: Lowering, source: fx.Node, features: Positions) -> WeightInput:
-    everything = [*lowering.program.atoms(source, "position"), *lowering.program.atoms(source, "width")]
-    positions = tuple(axis for axis in everything if axis not in features)
-    value = Concrete(source, positions, features, 0, size_of(features))
+    value = lowering.data(source, features, 0, size_of(features))
     return WeightInput(
         pieces=lambda cuts: ((1.0, value),),
         cuts=frozenset(),

@@ -169,7 +169,7 @@ def cat(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Concatenation along the width (a strand lies in one part) or along positions."""
     dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
     if _along_width(lowering, node):
-        return _part(lowering, node, start, length)
+        return _part(lowering, node, dim, start, length)
     axis = _axis(lowering, node, dim)
     assert axis is not None
     pieces: list[tuple[Value, Axis | None]] = []
@@ -182,12 +182,14 @@ def cat(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     return Join(pieces, axis)
 
 
-def _part(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+def _part(lowering: Lowering, node: fx.Node, dim: int, start: int, length: int) -> Value:
     begin = 0
     for part in _joined(node):
-        size = max(lowering.width(part), 1)
+        size = int(part.meta["val"].shape[dim])
         if begin <= start and start + length <= begin + size:
-            return lowering.strand(part, start - begin, length)
+            if lowering.random(part):
+                return lowering.strand(part, start - begin, length)
+            return lowering.data(part, resolve(lowering.program.axes[part][dim]), start - begin, length)
         begin += size
     raise lowering.unsupported(node, "is asked for a strand that lies across its parts")
 
@@ -196,11 +198,12 @@ def _part(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
 def cat_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     if not _along_width(lowering, node):
         return frozenset[int]().union(*(lowering.cuts(part) for part in _joined(node)))
+    dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
     cuts: set[int] = set()
     begin = 0
     for part in _joined(node):
         cuts |= {begin + c for c in lowering.cuts(part)} | {begin}
-        begin += lowering.width(part)
+        begin += int(part.meta["val"].shape[dim])
     return frozenset(cuts - {0})
 
 

@@ -79,7 +79,7 @@ def evaluate(value: Value, base: Value, side: Side, positions: Positions, z: Ten
         total = z
         terms = [(i, term) for i, term in terms if not term.value.gaussian]
     for i, term in terms:
-        amplitude = to_positions(side.full(value.amplitude(i, side), value.positions), value.positions, positions)
+        amplitude = to_positions(value.amplitude(i, side), value.positions, positions)
         total = total + amplitude * evaluate(term.value, base, side, positions, z)
     return total
 

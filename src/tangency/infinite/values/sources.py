@@ -133,7 +133,7 @@ class Weight(Value):
             y = pairs.quantity("right", other, "share", v, layout=whole)
             inner = whole.within(u.positions, v.positions)
             block = pairs.block(u, v, inner.ties)
-            apart = (x - y).square() / 2
+            apart = 0.5 * (x - y).square()
             if block is None:
                 versine = versine + fraction * self._contract(apart + x * y)
                 continue

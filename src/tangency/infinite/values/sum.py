@@ -74,13 +74,13 @@ class Sum(Value):
         return Sum(self.positions, [term for term in self.terms if term.value.gaussian])
 
     def amplitude(self, index: int, side: Side) -> Tensor:
-        """a_i, broadcastable over `(*positions, n)`."""
+        """a_i, shape `(*positions, n)`."""
         term = self.terms[index]
         product = side.number(term.number)
         for factor in term.coefficients:
             values = factor.evaluate(side)
             product = product * to_positions(values, factor.positions, self.positions)
-        return product
+        return side.full(product, self.positions)
 
     def share(self, index: int, side: Side) -> Tensor:
         """a_i sd(u_i) / sd(u), shape `(*positions, n)`; the squares add to one if uncorrelated."""
@@ -156,7 +156,7 @@ class Sum(Value):
         total = None
         for i, j in blocks:
             x, y = self._shares(other, i, j, pairs, layout)
-            part = (x - y).square() / 2 + x * y * blocks[i, j].versine
+            part = 0.5 * (x - y).square() + x * y * blocks[i, j].versine
             total = part if total is None else total + part
         assert total is not None
         return total

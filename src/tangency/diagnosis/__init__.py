@@ -1,0 +1,6 @@
+"""What a network does when it is trained, held against what its kernels say."""
+
+from tangency.diagnosis.training_check import training_check
+from tangency.diagnosis.training_result import TrainingCheck
+
+__all__ = ["TrainingCheck", "training_check"]

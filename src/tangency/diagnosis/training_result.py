@@ -1,0 +1,154 @@
+"""`TrainingCheck`: a real training run beside the predictions of its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tangency.analysis import Evidence, Verdict
+from tangency.analysis.regime import Regime
+
+__all__ = ["KernelForm", "TrainingCheck"]
+
+KernelForm: TypeAlias = Literal["full", "trace"]
+
+TABLE_ROWS = 7
+"""Records that the readable form shows."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingCheck:
+    """A real training run, and what its initial kernels predicted of it.
+
+    T records, K of them with a kernel; n training and m test examples; `out` outputs (1 for
+    targets given as (n,)). Losses are 1/(2n) sum_i |f(x_i) - y_i|^2. Series over records are
+    float64 on the CPU; outputs and kernels stay where the data are. All predictions start from
+    the actual initial outputs and take the same finite steps.
+
+    Attributes:
+        model: the trained copy (the given module is as it was); not in `to_dict`.
+        learning_rate: of the run.
+        max_learning_rate: below it gradient descent on the initial linearisation is stable,
+            2 n / lambda_max. With `kernel_form` "trace" estimated, see `training_check`.
+        kernel_form: of the kernel behind the empirical prediction: "full" is the whole
+            (n, n, out, out), "trace" its mean over outputs, acting on every output alike.
+        steps: (T,) int64, from 0 to the last.
+        loss, loss_empirical: (T,), actual and predicted by the initial empirical NTK.
+        loss_infinite: (T,), predicted by the infinite-width NTK; None without one.
+        test_loss, test_loss_empirical, test_loss_infinite: (T,); None without test targets.
+        outputs, outputs_empirical, outputs_infinite: (T, n, out).
+        test_outputs, test_outputs_empirical, test_outputs_infinite: (T, m, out); None without
+            test examples.
+        prediction_error, test_prediction_error: (T,) distance of the empirical prediction from
+            the outputs, over the farthest that the outputs went from their start in the run.
+        parameter_movement: (T,) |theta_t - theta_0| / |theta_0| over all trainable parameters.
+        parameter_movement_by_parameter: the same at the end for each of them, by name; infinite
+            for one that moved from zero.
+        kernel_steps: (K,) int64, records at which the empirical kernel of the probe was computed.
+        kernel_drift, kernel_alignment: (K,) change of that kernel since step 0, see
+            `tangency.analysis.kernel_drift` and `alignment`.
+        probe: (p,) int64, training examples that drift and alignment are measured on.
+        evidence, verdict: the regime and what it rests on: drift and alignment at the end, and
+            the largest entry of `prediction_error` and `test_prediction_error`.
+        ntk, ntk_test_train: (n, n) and (m, n), initial empirical NTK, mean over outputs.
+        ntk_infinite, nngp_infinite: (n, n); ntk_infinite_test_train, nngp_infinite_test_train:
+            (m, n); None without an infinite kernel (or test examples).
+        infinite_reason: why there is no infinite kernel; None where there is one.
+    """
+
+    model: nn.Module
+    learning_rate: float
+    max_learning_rate: float
+    kernel_form: KernelForm
+    steps: Tensor
+    loss: Tensor
+    loss_empirical: Tensor
+    loss_infinite: Tensor | None
+    test_loss: Tensor | None
+    test_loss_empirical: Tensor | None
+    test_loss_infinite: Tensor | None
+    outputs: Tensor
+    outputs_empirical: Tensor
+    outputs_infinite: Tensor | None
+    test_outputs: Tensor | None
+    test_outputs_empirical: Tensor | None
+    test_outputs_infinite: Tensor | None
+    prediction_error: Tensor
+    test_prediction_error: Tensor | None
+    parameter_movement: Tensor
+    parameter_movement_by_parameter: dict[str, float]
+    kernel_steps: Tensor
+    kernel_drift: Tensor
+    kernel_alignment: Tensor
+    probe: Tensor
+    evidence: Evidence
+    verdict: Verdict
+    ntk: Tensor
+    ntk_test_train: Tensor | None
+    ntk_infinite: Tensor | None
+    ntk_infinite_test_train: Tensor | None
+    nngp_infinite: Tensor | None
+    nngp_infinite_test_train: Tensor | None
+    infinite_reason: str | None
+
+    @property
+    def regime(self) -> Regime:
+        """ "lazy", "between" or "feature learning"."""
+        return self.verdict.regime
+
+    def explain(self) -> str:
+        """The verdict, what it rests on and how the run went, in plain sentences, one a line."""
+        form = "" if self.kernel_form == "full" else " (its mean over outputs)"
+        lines = [
+            self.verdict.explain(),
+            f"In {int(self.steps[-1])} steps of gradient descent with learning rate "
+            f"{self.learning_rate:.4g} (initially stable below {self.max_learning_rate:.4g}) the "
+            f"loss went from {self.loss[0]:.4g} to {self.loss[-1]:.4g}; the initial empirical "
+            f"kernel{form} predicted {self.loss_empirical[-1]:.4g}.",
+        ]
+        if self.loss_infinite is None:
+            lines.append(f"There is no infinite-width prediction: {self.infinite_reason}")
+        else:
+            lines.append(f"The infinite-width kernel predicted {self.loss_infinite[-1]:.4g}.")
+        if self.test_prediction_error is None:
+            lines.append(
+                "No test examples were given: on those a network that learns features can leave "
+                "its linearisation while it fits the training set as predicted."
+            )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the trained module by name; evidence and verdict as plain numbers."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        return {**values, "evidence": asdict(self.evidence), "verdict": self.verdict.to_dict()}
+
+    def __repr__(self) -> str:
+        n, out = self.outputs.shape[1:]
+        columns: dict[str, Tensor | None] = {
+            "loss": self.loss,
+            "empirical": self.loss_empirical,
+            "infinite": self.loss_infinite,
+            "test loss": self.test_loss,
+            "pred. error": self.prediction_error,
+            "test error": self.test_prediction_error,
+            "moved": self.parameter_movement,
+        }
+        shown = {name: series for name, series in columns.items() if series is not None}
+        rows = torch.linspace(0, len(self.steps) - 1, TABLE_ROWS).round().long().unique()
+        lines = [
+            f"TrainingCheck({self.regime}: {n} examples, {out} outputs, "
+            f"{int(self.steps[-1])} steps, learning_rate={self.learning_rate:.4g}, "
+            f"{self.kernel_form} kernel)",
+            "  " + f"{'step':>7}" + "".join(f"{name:>12}" for name in shown),
+            *(
+                "  "
+                + f"{int(self.steps[i]):>7}"
+                + "".join(f"{s[i]:>12.4g}" for s in shown.values())
+                for i in rows.tolist()
+            ),
+            f"  {self.verdict}",
+        ]
+        return "\n".join(lines)

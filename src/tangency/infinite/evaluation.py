@@ -1,0 +1,186 @@
+"""Evaluates the block of the network's output on one tile, eagerly or by compiled code.
+
+A tile's block is a pure function of the one-example quantities of its two sides and of the angles
+between their inputs. The first is computed once per side, the second by a matrix product; what is
+left is a chain of elementwise operations that `torch.compile` fuses into one loop.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tangency.infinite.input_angles import input_versines
+from tangency.infinite.layout import Block, Layout, Ties
+from tangency.infinite.pairs import Pairs, Quantities
+from tangency.infinite.side import Side, SideTile
+from tangency.infinite.values.concrete import Concrete
+from tangency.infinite.values.value import Value
+
+__all__ = ["CompilationWarning", "CompiledBlock", "evaluate"]
+
+Key = tuple[Hashable, ...]
+AngleKey = tuple[Concrete, Concrete, Ties]
+
+
+LIKELY = 384
+"""Examples per side for which code is tuned (whether a loop is worth several threads, say)."""
+
+
+def _options(device: torch.device) -> dict[str, str | int | bool]:
+    """Let the C++ compiler contract a * b + c into one instruction, as GPU compilers do anyway."""
+    return {"cpp.enable_floating_point_contract_flag": "fast"} if device.type == "cpu" else {}
+
+
+class CompilationWarning(UserWarning):
+    """Compilation failed, for lack of a C++ compiler for example; eager evaluation goes on."""
+
+
+def evaluate(output: Value, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """NNGP and NTK of the output, `(*P, *P, n1, n2)`; dimensions of size 1 may be broadcast."""
+    layout = Layout(output.positions, output.positions)
+    block: Block | None = pairs.block(output, output, layout.ties)
+    assert block is not None
+    nngp = pairs.moment(output, output, block, layout)
+    return nngp, torch.zeros_like(nngp) if block.ntk is None else block.ntk
+
+
+class _Recorder:
+    """Answers from a side and remembers what was asked."""
+
+    def __init__(self, side: SideTile) -> None:
+        self.side = side
+        self.asked: dict[Key, Tensor] = {}
+
+    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
+        result = self.side.quantity(value, name, *args)
+        if name != "unit":
+            self.asked[value, name, *args] = result
+        return result
+
+    def mean(self, value: Value) -> Tensor | None:
+        result = self.side.mean(value)
+        if result is not None:
+            self.asked[value, "mean"] = result
+        return result
+
+    def names(self, value: Value, table: str) -> tuple[str, ...]:
+        return self.side.names(value, table)
+
+    def number(self, number: float) -> Tensor:
+        return self.side.number(number)
+
+
+class _Given:
+    """Answers from given tensors."""
+
+    def __init__(self, side: SideTile, given: dict[Key, Tensor]) -> None:
+        self.side = side
+        self.given = given
+
+    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
+        return self.given[value, name, *args]
+
+    def mean(self, value: Value) -> Tensor | None:
+        return self.given.get((value, "mean"))
+
+    def names(self, value: Value, table: str) -> tuple[str, ...]:
+        return self.side.names(value, table)
+
+    def number(self, number: float) -> Tensor:
+        return self.side.number(number)
+
+
+class CompiledBlock:
+    """The block of an output as one compiled function of the quantities of two sides.
+
+    Compilation happens once, on a tile of likely but unequal sizes, which are left dynamic.
+    """
+
+    def __init__(self, output: Value, rows: Side, columns: Side) -> None:
+        few = SideTile(rows, slice(0, LIKELY - 1)), SideTile(columns, slice(0, LIKELY))
+        left, right = _Recorder(few[0]), _Recorder(few[1])
+        pairs = Pairs(left, right)
+        evaluate(output, pairs)
+        self.keys = list(left.asked), list(right.asked)
+        self.angle_keys: list[AngleKey] = list(pairs.angle_blocks)
+        inputs = self._inputs(*few)
+        self.signature = _signature(inputs)
+
+        def block(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return evaluate(output, self._pairs(few, tensors))
+
+        graph = make_fx(block, tracing_mode="symbolic")(*inputs)
+        self._run: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
+            graph, dynamic=True, options=_options(rows.device)
+        )
+        self._run(*inputs)
+
+    def _pairs(self, sides: tuple[SideTile, SideTile], tensors: Sequence[Tensor]) -> Pairs:
+        first, second = len(self.keys[0]), len(self.keys[0]) + len(self.keys[1])
+        left = dict(zip(self.keys[0], tensors[:first], strict=True))
+        right = dict(zip(self.keys[1], tensors[first:second], strict=True))
+        pairs = Pairs(_Given(sides[0], left), _Given(sides[1], right))
+        pairs.angle_blocks.update(zip(self.angle_keys, tensors[second:], strict=True))
+        return pairs
+
+    def _inputs(self, left: Quantities, right: Quantities) -> list[Tensor]:
+        mine = [_ask(left, key) for key in self.keys[0]]
+        yours = [_ask(right, key) for key in self.keys[1]]
+        return [*mine, *yours, *(self._angles(left, right, key) for key in self.angle_keys)]
+
+    @staticmethod
+    def _angles(left: Quantities, right: Quantities, key: AngleKey) -> Tensor:
+        u, v, ties = key
+        layout = Layout(u.positions, v.positions, ties)
+        units = left.quantity(u, "unit"), right.quantity(v, "unit")
+        return input_versines(*units, layout, coincident=False)
+
+    def __call__(self, left: Quantities, right: Quantities) -> tuple[Tensor, Tensor]:
+        """NNGP and NTK of a tile, as from `evaluate`."""
+        return self._run(*self._inputs(left, right))
+
+    def fits(self, rows: Side, columns: Side) -> bool:
+        """Whether the code was compiled for quantities like those of these sides.
+
+        The length of a Hermite series, for one, depends on the data.
+        """
+        few = SideTile(rows, slice(0, 1)), SideTile(columns, slice(0, 1))
+        try:
+            return _signature(self._inputs(*few)) == self.signature
+        except KeyError:
+            return False
+
+    @classmethod
+    def attempt(cls, output: Value, rows: Side, columns: Side) -> CompiledBlock | None:
+        """A compiled block, or None with a `CompilationWarning` where compilation fails."""
+        try:
+            return cls(output, rows, columns)
+        except Exception as error:
+            warnings.warn(
+                f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "the kernel is evaluated eagerly, which gives the same result more slowly. "
+                "On a CPU, torch.compile needs a C++ compiler.",
+                CompilationWarning,
+                stacklevel=4,
+            )
+            return None
+
+
+def _signature(inputs: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    """Types, devices and sizes but for the numbers of examples, which come last."""
+    return [(t.dtype, t.device, t.dim(), *t.shape[:-2]) for t in inputs]
+
+
+def _ask(side: Quantities, key: Key) -> Tensor:
+    value, name, *args = key
+    assert isinstance(value, Value)
+    if name == "mean":
+        mean = side.mean(value)
+        assert mean is not None
+        return mean
+    return side.quantity(value, str(name), *args)
