@@ -1,1 +1,51 @@
-"""Tangency: the neural tangent kernel for PyTorch."""
+"""Tangency: the neural tangent kernel for PyTorch.
+
+import tangency as tg
+tg.InfiniteKernel(model, example).ntk(x)      # the infinite-width limit of the module
+tg.EmpiricalKernel(model).ntk(x)              # the network as it stands
+tg.spectrum(K, y); tg.GradientFlow(K, y).predict(t)
+tg.training_check(model, x, y)                # prediction against a real run
+"""
+
+from importlib.metadata import version
+
+from tangency import errors, program
+from tangency.analysis import (
+    GradientDescent,
+    GradientFlow,
+    Prediction,
+    Spectrum,
+    Verdict,
+    alignment,
+    kernel_drift,
+    spectrum,
+    target_alignment,
+)
+from tangency.diagnosis import TrainingCheck, training_check
+from tangency.empirical import EmpiricalKernel
+from tangency.infinite import InfiniteKernel, Init, NotIidWarning
+from tangency.kernel_pair import KernelPair
+
+__version__ = version("tangency")
+
+__all__ = [
+    "EmpiricalKernel",
+    "GradientDescent",
+    "GradientFlow",
+    "InfiniteKernel",
+    "Init",
+    "KernelPair",
+    "NotIidWarning",
+    "Prediction",
+    "Spectrum",
+    "TrainingCheck",
+    "Verdict",
+    "__version__",
+    "alignment",
+    "errors",
+    "kernel_drift",
+    "program",
+    "spectrum",
+    "target_alignment",
+    "training_check",
+]

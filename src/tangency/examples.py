@@ -38,13 +38,11 @@ def take(x: Examples, index: slice | Tensor) -> Examples:
 
 def concatenate(x1: Examples, x2: Examples) -> Examples:
     """Examples of `x1` followed by those of `x2` (same tree structure)."""
-    return pytree.tree_map(
-        lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, x1, x2
-    )
+    return pytree.tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, x1, x2)
 
 
 def cast(x: Examples, dtype: torch.dtype) -> Examples:
-    """Floating-point tensors of `x` in `dtype`; integer tensors (tokens, masks) stay as they are."""
+    """Floating-point tensors of `x` in `dtype`; integers (tokens, masks) stay as they are."""
     return _map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
 
 
@@ -67,7 +65,7 @@ def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None
     for leaf in leaves:
         if leaf.dim() == 0:
             raise InvalidInput(f"{name} is a scalar: its first dimension must count the examples.")
-        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+        if leaf.is_floating_point() and not _finite(leaf):
             row = int((~torch.isfinite(leaf)).nonzero()[0, 0])
             raise InvalidInput(f"{name} holds NaN or infinite values, first in example {row}.")
     sizes = {int(leaf.shape[0]) for leaf in leaves}
@@ -77,6 +75,11 @@ def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None
         raise InvalidInput(f"{name} is empty: it has no examples.")
     if like is not None:
         _check_like(x, name, like)
+
+
+def _finite(values: Tensor) -> bool:
+    """One pass where all is well: a finite sum has finite terms."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _check_like(x: Examples, name: str, like: Examples) -> None:
@@ -99,7 +102,7 @@ def _check_like(x: Examples, name: str, like: Examples) -> None:
 
 
 def arguments(x: Examples) -> tuple[tuple[object, ...], dict[str, object]]:
-    """How a module is called on `x`: a tuple or list gives positional, a dictionary keyword arguments."""
+    """How a module is called on `x`: as `model(x)`, `model(*x)` or, a dictionary, `model(**x)`."""
     if isinstance(x, dict):
         return (), dict(x)
     if isinstance(x, (tuple, list)):

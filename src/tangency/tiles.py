@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,49 +25,55 @@ class Tile:
         """Numbers of rows and columns."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
-    @property
-    def on_diagonal(self) -> bool:
-        """Whether rows and columns are the same examples (in a symmetric plan)."""
-        return self.rows == self.columns
 
-
-def _cuts(n: int, size: int) -> list[slice]:
+def _cuts(start: int, stop: int, size: int) -> list[slice]:
     """Slices of nearly equal length, none longer than `size` (never a sliver at the end)."""
-    pieces = -(-n // size)
-    edges = [i * n // pieces for i in range(pieces + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = -(-(stop - start) // size)
+    edges = [start + i * (stop - start) // pieces for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def plan(n1: int, n2: int, size: int, *, symmetric: bool = False) -> list[Tile]:
-    """Tiles of at most `size x size` that cover an (n1, n2) matrix.
+def plan(
+    n1: int, n2: int, size: int, *, columns: int | None = None, symmetric: bool = False
+) -> list[Tile]:
+    """Tiles of at most `size` rows and `columns` (default: `size`) columns of an (n1, n2) matrix.
 
-    With `symmetric` only tiles on and above the diagonal are listed (n1 must equal n2).
+    With `symmetric` (then n1 equals n2) the tiles of a block of rows begin at the diagonal.
     """
-    rows, columns = _cuts(n1, size), _cuts(n2, size)
     return [
         Tile(r, c)
-        for i, r in enumerate(rows)
-        for j, c in enumerate(columns)
-        if not symmetric or j >= i
+        for r in _cuts(0, n1, size)
+        for c in _cuts(r.start if symmetric else 0, n2, columns or size)
     ]
 
 
 def fill(out: Tensor, tile: Tile, values: Tensor, *, symmetric: bool = False) -> None:
     """Write one tile of `out`, shape (n1, n2, ...), and its mirror image where symmetric.
 
-    Trailing dimensions (out, out) of a full kernel are transposed in the mirror image.
+    Two trailing dimensions, as of a full kernel (n1, n2, out, out), are exchanged in the mirror
+    image. The part of a tile on both sides of the diagonal becomes exactly symmetric.
     """
     out[tile.rows, tile.columns] = values
-    if symmetric and not tile.on_diagonal:
-        mirrored = values.transpose(0, 1)
-        out[tile.columns, tile.rows] = (
-            mirrored.transpose(-1, -2) if values.dim() == 4 else mirrored
-        )
+    if not symmetric:
+        return
+    beyond = max(tile.rows.stop, tile.columns.start)
+    if beyond < tile.columns.stop:
+        right = values[:, beyond - tile.columns.start :]
+        out[beyond : tile.columns.stop, tile.rows] = _mirrored(right)
+    both = slice(tile.columns.start, min(tile.rows.stop, tile.columns.stop))
+    if both.start < both.stop:
+        square = out[both, both]
+        square.copy_((square + _mirrored(square)) / 2)
+
+
+def _mirrored(values: Tensor) -> Tensor:
+    mirrored = values.transpose(0, 1)
+    return mirrored.transpose(-1, -2) if values.dim() == 4 else mirrored
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, silence elsewhere; yields a function that advances it by one."""
+    """A progress bar on a terminal, silence elsewhere; yields what advances it by one."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return

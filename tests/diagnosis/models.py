@@ -51,7 +51,7 @@ class RandomFeatures(nn.Module):
 
 
 class Scaled(nn.Module):
-    """alpha (F - F_0): feature learning for small alpha (Chizat, Oyallon & Bach 2019, section 2)."""
+    """alpha (F - F_0): feature learning for small alpha (Chizat, Oyallon & Bach 2019)."""
 
     def __init__(self, net: nn.Module, alpha: float) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def test_the_module_and_the_random_state_stay_as_they_were():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_works_where_gradients_are_off(mode):
-    expected = training_check(network(6), X, Y, x_test=X_TEST, steps=10)
+    expected = training_check(network(6), X, Y, x_test=X_TEST, steps=10, infinite=False)
     with mode():
         check = training_check(network(6), X.clone(), Y.clone(), x_test=X_TEST, steps=10)
         assert not torch.is_grad_enabled()
@@ -101,8 +101,9 @@ class TwoInputs(nn.Module):
 
 
 def test_several_inputs_and_vector_outputs():
-    check = training_check(TwoInputs(), {"left": X, "right": 2 * X}, Y, steps=10)
-    joined = training_check(TwoInputs().net, torch.cat([X, 2 * X], dim=1), Y[:, None], steps=10)
+    check = training_check(TwoInputs(), {"left": X, "right": 2 * X}, Y, steps=10, infinite=False)
+    rows = torch.cat([X, 2 * X], dim=1)
+    joined = training_check(TwoInputs().net, rows, Y[:, None], steps=10, infinite=False)
     torch.testing.assert_close(check.outputs, joined.outputs)
 
 
@@ -162,7 +163,7 @@ def test_readable_forms():
     assert check.verdict.explain() in check.explain()
     assert f"{check.max_learning_rate:.4g}" in check.explain()
     assert "No test examples" not in check.explain()
-    assert "No test examples" in training_check(network(6), X, Y, steps=5).explain()
+    assert "No test examples" in training_check(network(6), X, Y, steps=5, infinite=False).explain()
     values = check.to_dict()
     assert "model" not in values
     assert values["loss"] is check.loss
@@ -170,9 +171,20 @@ def test_readable_forms():
     assert values["evidence"]["kernel_drift"] == float(check.kernel_drift[-1])
 
 
+def test_explain_tells_of_the_edge_of_stability():
+    smooth = training_check(RandomFeatures(), X, normal(8, 3), steps=100, infinite=False)
+    assert bool((smooth.loss.diff() < 0).all())
+    assert "edge of stability" not in smooth.explain()
+    jumping = training_check(Scaled(network(32), 0.1), X, Y, steps=100, infinite=False)
+    rise = float((jumping.loss[1:] / jumping.loss[:-1]).max())
+    assert rise > 1.5
+    assert f"up to {rise:.2g} times" in jumping.explain()
+    assert "edge of stability" in jumping.explain()
+
+
 def test_thresholds_are_used():
     marks = Thresholds(lazy_drift=1e-9, feature_drift=1e-8, lazy_error=1e-9, feature_error=1e-8)
-    check = training_check(network(64), X, Y, steps=20, thresholds=marks)
+    check = training_check(network(64), X, Y, steps=20, infinite=False, thresholds=marks)
     assert check.regime == "feature learning"
     assert check.verdict.thresholds is marks
 
@@ -248,18 +260,17 @@ def test_bad_input(case):
 def test_divergence_is_an_error_with_a_way_out(rate):
     """One that is a little too large, and ones that overflow at the first step."""
     model = nn.Sequential(network(6), nn.Linear(1, 1, dtype=torch.float64))
-    border = training_check(model, X, Y, steps=1).max_learning_rate
+    border = training_check(model, X, Y, steps=1, infinite=False).max_learning_rate
     message = f"learning_rate {rate * border:.6g} diverged.*max_learning_rate = {border:.6g}"
     with pytest.raises(InvalidInput, match=message.replace("+", r"\+")):
-        training_check(model, X, 10 * Y, steps=100, learning_rate=rate * border)
+        training_check(model, X, 10 * Y, steps=100, learning_rate=rate * border, infinite=False)
 
 
 def test_units_that_die_on_the_way():
-    model = nn.Sequential(nn.Linear(4, 3, dtype=torch.float64), nn.ReLU(), network(4, inputs=3))
-    model[0].bias.data.fill_(3.0)
-    model.append(nn.ReLU())
-    with pytest.raises(InvalidInput, match=r"left no gradient|diverged"):
-        training_check(model, X, -10 * torch.ones(8).double(), steps=50, learning_rate=5.0)
+    model = nn.Sequential(nn.Linear(4, 1, dtype=torch.float64), nn.ReLU())
+    nn.init.constant_(model[0].bias, 3.0)
+    with pytest.raises(InvalidInput, match=r"learning_rate .* left no gradient: at step \d+"):
+        training_check(model, X, torch.full((8,), -10.0).double(), steps=50, infinite=False)
 
 
 def test_a_module_that_cannot_be_copied():

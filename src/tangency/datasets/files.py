@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _array(path: Path, key: str) -> npt.NDArray[Any]:
 
 
 def read_csv(path: Path, task: TaskChoice = "auto", target: str | None = None) -> Table:
-    """A table from a comma-separated file with a header line; all columns but the target are inputs.
+    """A table from a comma-separated file with a header line, all numbers but for the target.
 
     Args:
         path: of a file in UTF-8.
@@ -106,7 +107,8 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise InvalidInput(
-                f"{path}, line {line}: {len(cells)} cells, but the header names {len(header)} columns."
+                f"{path}, line {line}: {len(cells)} cells, where the header names "
+                f"{len(header)} columns."
             )
     return header, lines[1:]
 
@@ -152,7 +154,7 @@ def _csv_targets(path: Path, column: str, cells: list[tuple[int, str]]) -> npt.N
         if not cell:
             raise InvalidInput(f"{path}, line {line}, column '{column}': the target is empty.")
     texts = [cell for _, cell in cells]
-    if all(text.lstrip("+-").isascii() and text.lstrip("+-").isdigit() for text in texts):
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", text) for text in texts):
         return np.array([int(text) for text in texts], dtype=np.int64)
     numeric = [_is_number(text) for text in texts]
     if all(numeric):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,12 @@ def prepare(table: Table, examples: int | None = None, seed: int = 0) -> Dataset
     order = _shuffled(table, np.random.default_rng(seed))
     chosen, held_out = order[:train], order[train : train + test]
     x_train, x_test = _scaled_inputs(table, chosen, held_out)
-    common = {"name": table.name, "x_train": x_train, "x_test": x_test, "available": len(order)}
+    assemble = partial(
+        Dataset, name=table.name, x_train=x_train, x_test=x_test, available=len(order)
+    )
     if not table.is_classes:
         y, mean, scale = _standardised_targets(table, chosen)
-        return Dataset(
+        return assemble(
             task="regression",
             y_train=y,
             y_test=_tensor((table.targets[held_out] - mean) / scale),
@@ -50,7 +53,6 @@ def prepare(table: Table, examples: int | None = None, seed: int = 0) -> Dataset
             labels_test=None,
             classes=(),
             target_scale=_tensor(scale),
-            **common,
         )
     classes, labels = np.unique(table.targets, return_inverse=True)
     if len(np.unique(labels[chosen])) < len(classes):
@@ -60,7 +62,7 @@ def prepare(table: Table, examples: int | None = None, seed: int = 0) -> Dataset
         )
     one_hot = np.eye(len(classes))[labels]
     shares = one_hot[chosen].mean(axis=0)
-    return Dataset(
+    return assemble(
         task="classification",
         y_train=_tensor(one_hot[chosen] - shares),
         y_test=_tensor(one_hot[held_out] - shares),
@@ -68,7 +70,6 @@ def prepare(table: Table, examples: int | None = None, seed: int = 0) -> Dataset
         labels_test=torch.from_numpy(labels[held_out].astype(np.int64)),
         classes=tuple(str(c) for c in classes),
         target_scale=torch.ones(len(classes)),
-        **common,
     )
 
 

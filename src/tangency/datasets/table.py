@@ -56,7 +56,8 @@ def checked_table(
     """
     if len(inputs) != len(targets):
         raise InvalidInput(
-            f"{name}: {len(inputs)} rows of inputs but {len(targets)} targets: they must be as many."
+            f"{name}: {len(inputs)} rows of inputs but {len(targets)} targets; there must be one "
+            "for each row."
         )
     if len(inputs) < FEWEST_ROWS:
         raise InvalidInput(

@@ -58,10 +58,16 @@ def training_check(
 
     Disagreement is measured along the whole run, since two networks that fit the same targets end
     alike on the training set: at each record the distance of the empirical prediction from the
-    outputs, root mean square over examples, over the farthest that the outputs went from their
-    start in the run (a fixed scale, so that the first steps are not divided by next to nothing).
-    The verdict rests on the largest value, over records and over training and test examples. Give
+    outputs, over the distance of the outputs from their start, both root mean squares over
+    examples, the latter over records too (so that the first steps are not divided by next to
+    nothing). The verdict rests on the root mean square over records, on the training or the test
+    examples, whichever is larger; a single record in which training jumps does not decide it. Give
     test examples: a network that learns features can still fit its training set as predicted.
+
+    As the network trains, the largest eigenvalue of its kernel often grows, at the default learning
+    rate up to the edge of stability (Cohen et al. 2021), where the loss jumps and growth ends.
+    `explain` says so. A smaller learning rate, with more steps, compares the kernels with training
+    away from the edge.
 
     The kernel (n, n, out, out) is used whole up to `initial_kernels.FULL_SIZE` rows n * out; above
     it, its mean over outputs, as if outputs did not interact. Then `max_learning_rate` is divided
@@ -103,12 +109,10 @@ def training_check(
         limit = infinite_start(network, data.x, data.x_test, infinite)
         descent = GradientDescent(empirical.train, data.y)
         stable = descent.max_learning_rate / empirical.stiffening
-        # The factorisation, dear for large sets, does not depend on the learning rate.
-        descent.learning_rate = stable / 2 if learning_rate is None else float(learning_rate)
         plan = schedule(steps, records, data.y.shape[0])
-        advice = _advice(stable, learning_rate)
-        rate = descent.learning_rate
-        run = train(network, data.x, data.y, data.x_test, rate, plan, advice)
+        trained, rate, run = _trained(network, data, plan, stable, learning_rate)
+    # The factorisation, dear for large sets, does not depend on the learning rate.
+    descent.learning_rate = rate
     predicted = _predicted(descent, empirical.test_train, data, plan)
     at_limit = None
     if limit.ntk is not None:
@@ -118,7 +122,7 @@ def training_check(
     errors, test_errors = _prediction_errors(predicted, actual)
     evidence = _evidence(run, errors, test_errors)
     return TrainingCheck(
-        model=network,
+        model=trained,
         learning_rate=rate,
         max_learning_rate=stable,
         kernel_form=empirical.form,
@@ -174,13 +178,13 @@ class _Course:
 
 
 def _evidence(run: TrainingRun, errors: Tensor, test_errors: Tensor | None) -> Evidence:
-    """The state at the end of the run, and the largest prediction error on the way."""
-    largest = max(float(e.max()) for e in (errors, test_errors) if e is not None)
+    """The state at the end of the run, and the prediction error over all of it."""
+    whole = [float(e.square().mean().sqrt()) for e in (errors, test_errors) if e is not None]
     return Evidence(
         kernel_drift=float(run.kernel_drift[-1]),
         kernel_alignment=float(run.kernel_alignment[-1]),
         parameter_movement=float(run.movement[-1]),
-        prediction_error=largest,
+        prediction_error=max(whole),
     )
 
 
@@ -199,37 +203,58 @@ def _predicted(
 def _prediction_errors(predicted: _Course, actual: _Course) -> tuple[Tensor, Tensor | None]:
     """(T,) on the training and on the test examples.
 
-    Distances are root mean squares over examples. Test examples that hardly move (in a part of
-    the input space that training does not reach) are measured by the way of the training examples.
+    Test examples that hardly move (in a part of the input space that training does not reach) are
+    measured by the way of the training examples.
     """
-    farthest = _farthest(actual.outputs)
-    errors = _errors(predicted.outputs, actual.outputs, farthest)
+    way = _way(actual.outputs)
+    errors = _errors(predicted.outputs, actual.outputs, way)
     if predicted.test_outputs is None or actual.test_outputs is None:
         return errors, None
-    farthest = max(farthest, _farthest(actual.test_outputs))
-    return errors, _errors(predicted.test_outputs, actual.test_outputs, farthest)
+    way = max(way, _way(actual.test_outputs))
+    return errors, _errors(predicted.test_outputs, actual.test_outputs, way)
 
 
-def _farthest(outputs: Tensor) -> float:
-    """Largest root mean square over examples of the distance from the first record."""
-    moved = (outputs.double() - outputs[0].double()).flatten(1).norm(dim=1)
-    return float(moved.max()) / math.sqrt(outputs.shape[1])
+def _way(outputs: Tensor) -> float:
+    """Root mean square over records and examples of the distance from the first record."""
+    moved = (outputs.double() - outputs[0].double()).square().sum(dim=-1)
+    return math.sqrt(float(moved.mean()))
 
 
-def _errors(predicted: Tensor, actual: Tensor, scale: float) -> Tensor:
-    whole = scale * math.sqrt(actual.shape[1])
+def _errors(predicted: Tensor, actual: Tensor, way: float) -> Tensor:
+    whole = way * math.sqrt(actual.shape[1])
     errors = [prediction_error(p, a, whole) for p, a in zip(predicted, actual, strict=True)]
     return torch.tensor(errors, dtype=torch.float64)
 
 
-def _advice(stable: float, learning_rate: float | None) -> str:
-    bound = (
-        "Gradient descent on its initial linearisation is stable below max_learning_rate = "
-        f"{stable:.6g}, and the kernel may stiffen on the way"
-    )
+def _trained(
+    network: nn.Module,
+    data: TrainingData,
+    plan: Schedule,
+    stable: float,
+    learning_rate: float | None,
+) -> tuple[nn.Module, float, TrainingRun]:
+    """A trained copy of `network`, its learning rate and the run.
+
+    `stable` is the largest learning rate for the initial kernel. Half of it is too large for a
+    network whose kernel stiffens fast: without a `learning_rate` given, smaller ones are tried.
+    """
+    rates = [learning_rate]
     if learning_rate is None:
-        return f"{bound}: half of it is too much here, pass a smaller learning_rate."
-    return f"{bound}: pass a smaller learning_rate, or None for half of that."
+        rates = [stable / 2 ** (i + 1) for i in range(HALVINGS + 1)]
+    advice = (
+        "Gradient descent on the initial linearisation is stable below max_learning_rate = "
+        f"{stable:.6g}, and the kernel may stiffen on the way: pass a smaller learning_rate."
+    )
+    for rate in rates:
+        trained = copy.deepcopy(network)
+        try:
+            run = train(trained, data.x, data.y, data.x_test, rate, plan, advice)
+        except LearningRateTooLarge:
+            if rate == rates[-1]:
+                raise
+        else:
+            return trained, rate, run
+    raise AssertionError("the last learning rate returns or raises")
 
 
 @contextmanager

@@ -18,6 +18,12 @@ KernelForm: TypeAlias = Literal["full", "trace"]
 TABLE_ROWS = 7
 """Records that the readable form shows."""
 
+VISIBLE_RISE = 0.01
+"""Relative rise of the loss from one record to the next that is worth a word."""
+
+NOTHING = 1e-20
+"""A loss below which rises are rounding."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingCheck:
@@ -43,7 +49,8 @@ class TrainingCheck:
         test_outputs, test_outputs_empirical, test_outputs_infinite: (T, m, out); None without
             test examples.
         prediction_error, test_prediction_error: (T,) distance of the empirical prediction from
-            the outputs, over the farthest that the outputs went from their start in the run.
+            the outputs, over the root mean square over records of the way of the outputs from
+            their start.
         parameter_movement: (T,) |theta_t - theta_0| / |theta_0| over all trainable parameters.
         parameter_movement_by_parameter: the same at the end for each of them, by name; infinite
             for one that moved from zero.
@@ -52,7 +59,7 @@ class TrainingCheck:
             `tangency.analysis.kernel_drift` and `alignment`.
         probe: (p,) int64, training examples that drift and alignment are measured on.
         evidence, verdict: the regime and what it rests on: drift and alignment at the end, and
-            the largest entry of `prediction_error` and `test_prediction_error`.
+            the root mean square of `prediction_error` or `test_prediction_error`, the larger.
         ntk, ntk_test_train: (n, n) and (m, n), initial empirical NTK, mean over outputs.
         ntk_infinite, nngp_infinite: (n, n); ntk_infinite_test_train, nngp_infinite_test_train:
             (m, n); None without an infinite kernel (or test examples).
@@ -113,6 +120,13 @@ class TrainingCheck:
             lines.append(f"There is no infinite-width prediction: {self.infinite_reason}")
         else:
             lines.append(f"The infinite-width kernel predicted {self.loss_infinite[-1]:.4g}.")
+        rise = float((self.loss[1:] / self.loss[:-1].clamp(min=NOTHING)).max())
+        if rise > 1 + VISIBLE_RISE:
+            lines.append(
+                f"On the way the loss rose, between records up to {rise:.2g} times: the kernel "
+                "stiffened until the steps were too long for it (edge of stability). "
+                "A smaller learning_rate compares better with the kernels."
+            )
         if self.test_prediction_error is None:
             lines.append(
                 "No test examples were given: on those a network that learns features can leave "

@@ -17,7 +17,7 @@ from tangency.empirical.function import evaluate, trainable
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 
-__all__ = ["Schedule", "TrainingRun", "mean_loss", "schedule", "train"]
+__all__ = ["LearningRateTooLarge", "Schedule", "TrainingRun", "mean_loss", "schedule", "train"]
 
 KERNEL_RECORDS = 8
 """Records at which the kernel is computed again."""
@@ -27,6 +27,10 @@ PROBE = 64
 
 EXPLOSION = 1e6
 """Growth of the loss that counts as divergence at once, before anything overflows."""
+
+
+class LearningRateTooLarge(InvalidInput):
+    """Training diverged or lost its gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +96,8 @@ def train(
         advice: what to do about divergence, the end of the message.
 
     Raises:
-        InvalidInput: training diverges (the loss is not finite, grows a millionfold, or ends above
-            where it began), or arrives where the network has no gradient left.
+        LearningRateTooLarge: training diverges (the loss is not finite, grows a millionfold, or
+            ends above where it began), or arrives where the network has no gradient left.
     """
     return _Training(model, x, y, x_test, learning_rate, advice).run(plan)
 
@@ -178,8 +182,8 @@ class _Training:
             return math.inf if moved > 0 else 0.0
         return moved / size
 
-    def _diverged(self) -> InvalidInput:
-        return InvalidInput(
+    def _diverged(self) -> LearningRateTooLarge:
+        return LearningRateTooLarge(
             f"{self.verb} diverged: the loss went from {self.losses[0]:.3g} to "
             f"{self.losses[-1]:.3g} by step {self.step}. {self.advice}"
         )
@@ -191,7 +195,7 @@ class _Training:
 
     def _refuse_dead(self, kernel: Tensor) -> None:
         if not bool(kernel.any()):
-            raise InvalidInput(
+            raise LearningRateTooLarge(
                 f"{self.verb} left no gradient: at step {self.step} the empirical NTK is zero on "
                 f"{kernel.shape[0]} training examples (dead units?). {self.advice}"
             )

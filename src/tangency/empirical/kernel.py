@@ -211,16 +211,6 @@ def _fill(
             column = features(symmetric, tile.columns.start, tile.columns.stop)
             for kernel, block in zip(kernels, blocks, strict=True):
                 values = block(row, column, layout)[0]
-                if symmetric and tile.on_diagonal:
-                    values = _symmetrised(values, layout)
                 tiles.fill(kernel, tile, values.to(kernel.dtype), symmetric=symmetric)
             advance()
     return kernels
-
-
-def _symmetrised(values: Tensor, layout: Layout) -> Tensor:
-    """Exactly symmetric: matrix products round the two halves differently."""
-    mirrored = values.transpose(0, 1)
-    if layout == "full":
-        mirrored = mirrored.transpose(-1, -2)
-    return (values + mirrored) / 2

@@ -24,7 +24,7 @@ _DEGREE = {torch.float32: 9, torch.float64: 22}
 def _polynomials(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """P and Q with theta = sqrt(v) P(v) and h = v^1.5 Q(v) on [0, 1].
 
-    theta = 2 asin(sqrt(v / 2)) = sqrt(2 v) sum_k a_k (v / 2)^k with a_k = C(2k, k) / (4^k (2k + 1));
+    theta = 2 asin(sqrt(v / 2)) = sqrt(2 v) sum_k a_k (v / 2)^k, a_k = C(2k, k) / (4^k (2k + 1));
     h is its integral. The series are economised by Chebyshev interpolation.
     """
     terms = 100

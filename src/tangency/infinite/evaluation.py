@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from tangency.infinite.pairs import Pairs, Quantities
 from tangency.infinite.side import Side, SideTile
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
+from tangency.tiles import Tile
 
 __all__ = ["CompilationWarning", "CompiledBlock", "evaluate"]
 
@@ -31,7 +33,7 @@ LIKELY = 384
 """Examples per side for which code is tuned (whether a loop is worth several threads, say)."""
 
 
-def _options(device: torch.device) -> dict[str, str | int | bool]:
+def _options(device: torch.device) -> dict[str, str | int | bool | Callable[..., Any]]:
     """Let the C++ compiler contract a * b + c into one instruction, as GPU compilers do anyway."""
     return {"cpp.enable_floating_point_contract_flag": "fast"} if device.type == "cpu" else {}
 
@@ -59,7 +61,8 @@ class _Recorder:
     def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
         result = self.side.quantity(value, name, *args)
         if name != "unit":
-            self.asked[value, name, *args] = result
+            key = (value, name, *args)
+            self.asked[key] = result
         return result
 
     def mean(self, value: Value) -> Tensor | None:
@@ -83,7 +86,8 @@ class _Given:
         self.given = given
 
     def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
-        return self.given[value, name, *args]
+        key = (value, name, *args)
+        return self.given[key]
 
     def mean(self, value: Value) -> Tensor | None:
         return self.given.get((value, "mean"))
@@ -140,9 +144,18 @@ class CompiledBlock:
         units = left.quantity(u, "unit"), right.quantity(v, "unit")
         return input_versines(*units, layout, coincident=False)
 
-    def __call__(self, left: Quantities, right: Quantities) -> tuple[Tensor, Tensor]:
-        """NNGP and NTK of a tile, as from `evaluate`."""
-        return self._run(*self._inputs(left, right))
+    def on(self, rows: Side, columns: Side) -> Callable[[Tile], tuple[Tensor, Tensor]]:
+        """A function that gives NNGP and NTK of a tile, as from `evaluate`."""
+        mine = [_ask(rows, key) for key in self.keys[0]]
+        yours = [_ask(columns, key) for key in self.keys[1]]
+
+        def block(tile: Tile) -> tuple[Tensor, Tensor]:
+            inputs = [t[..., tile.rows] for t in mine] + [t[..., tile.columns] for t in yours]
+            left, right = SideTile(rows, tile.rows), SideTile(columns, tile.columns)
+            angles = (self._angles(left, right, key) for key in self.angle_keys)
+            return self._run(*inputs, *angles)
+
+        return block
 
     def fits(self, rows: Side, columns: Side) -> bool:
         """Whether the code was compiled for quantities like those of these sides.

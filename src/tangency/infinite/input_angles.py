@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Layout, place
@@ -30,16 +31,22 @@ def input_versines(left: Tensor, right: Tensor, layout: Layout, *, coincident: b
     indices = [layout.index("left", a) for a in layout.left]
     rows = place(left, indices, layout.rank)
     columns = place(right, [layout.index("right", b) for b in layout.right], layout.rank)
+    if coincident and left is right and layout.ties == {(a, a) for a in layout.left}:
+        return rows.new_zeros(rows.shape[:-1])
     if coincident:
-        return (rows - columns).square().sum(-1) / 2
+        return _half_squared_distance(rows, columns)
     tied = [layout.index("left", a) for a, _ in layout.ties]
-    versine = _products(rows, columns, sorted(tied), len(layout.left)).neg_().add_(1)
+    versine = _one_minus_products(rows, columns, sorted(tied), len(layout.left))
     _refine(versine, rows, columns)
     return versine
 
 
-def _products(rows: Tensor, columns: Tensor, tied: list[int], left: int) -> Tensor:
-    """Inner products by one batched matrix product; tied dimensions are its batch."""
+def _half_squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    return 0.5 * (a - b).square().sum(-1)
+
+
+def _one_minus_products(rows: Tensor, columns: Tensor, tied: list[int], left: int) -> Tensor:
+    """1 - x.x' by one batched matrix product; tied dimensions are its batch."""
     rank = rows.dim() - 2
     free = [k for k in range(rank) if k not in tied]
     mine, yours = [k for k in free if k < left], [k for k in free if k >= left]
@@ -50,7 +57,12 @@ def _products(rows: Tensor, columns: Tensor, tied: list[int], left: int) -> Tens
     sizes_a, sizes_b = [rows.shape[k] for k in mine], [columns.shape[k] for k in yours]
     a = a.reshape(*batch, math.prod(sizes_a) * n1, d)
     b = b.reshape(*batch, math.prod(sizes_b) * n2, d)
-    product = (a @ b.mT).reshape(*batch, *sizes_a, n1, *sizes_b, n2)
+    one = a.new_ones(1, 1)
+    if a.dim() == 2:
+        product = torch.addmm(one, a, b.mT, alpha=-1)
+    else:
+        product = torch.baddbmm(one[None], a.flatten(0, -3), b.flatten(0, -3).mT, alpha=-1)
+    product = product.reshape(*batch, *sizes_a, n1, *sizes_b, n2)
     now = [*tied, *mine, "n1", *yours, "n2"]
     order = [now.index(k) for k in [*range(rank), "n1", "n2"]]
     return product.permute(*order)
@@ -58,7 +70,7 @@ def _products(rows: Tensor, columns: Tensor, tied: list[int], left: int) -> Tens
 
 def _refine(versine: Tensor, rows: Tensor, columns: Tensor) -> None:
     """Replace small versines in place by half the squared distance."""
-    if not bool((versine < NEAR).any()):
+    if float(versine.min()) >= NEAR:
         return
     near = (versine < NEAR).nonzero(as_tuple=True)
     a = rows.expand(*versine.shape[:-2], *rows.shape[-2:])
@@ -66,5 +78,5 @@ def _refine(versine: Tensor, rows: Tensor, columns: Tensor) -> None:
     step = max(1, _CHUNK // rows.shape[-1])
     for start in range(0, len(near[0]), step):
         *positions, i, j = (index[start : start + step] for index in near)
-        difference = a[(*positions, i)] - b[(*positions, j)]
-        versine[(*positions, i, j)] = difference.square().sum(-1) / 2
+        at_left, at_right, at = (*positions, i), (*positions, j), (*positions, i, j)
+        versine[at] = _half_squared_distance(a[at_left], b[at_right])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Literal, cast
@@ -22,12 +23,13 @@ from tangency.infinite.parameters import Parametrization, module_parameters
 from tangency.infinite.side import Side, SideTile
 from tangency.infinite.values.value import Value, to_positions
 from tangency.kernel_pair import KernelPair
+from tangency.program.axes import size_of
 from tangency.program.capture import Program, capture
 
 __all__ = ["InfiniteKernel"]
 
-TILE = 512
-"""Examples per side of a tile: its working set of a few matrices stays in cache."""
+TILE_PAIRS = 512**2
+"""Entries of one matrix of a tile: the few matrices that are alive at once stay in cache."""
 
 COMPILE_PAYS = 90.0
 """Seconds of eager evaluation still to come from which compilation is worth its own time."""
@@ -109,7 +111,7 @@ class InfiniteKernel:
         shape = (rows.count, columns.count, *(a.size for a in (*positions, *positions)))
         nngp = torch.empty(shape, dtype=rows.dtype, device=rows.device)
         ntk = torch.empty_like(nngp)
-        plan = tiles.plan(rows.count, columns.count, TILE, symmetric=x2 is None)
+        plan = tiles.plan(rows.count, columns.count, self._tile_size(), symmetric=x2 is None)
         with tiles.progress("kernel", len(plan)) as advance:
             for tile, blocks in zip(plan, self._blocks(rows, columns, plan), strict=True):
                 for kernel, block in zip((nngp, ntk), blocks, strict=True):
@@ -149,6 +151,13 @@ class InfiniteKernel:
         full = (side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, ntk))
         return KernelPair(*(k.movedim(-1, 0).clone() for k in full))
 
+    def _tile_size(self) -> int:
+        """Examples per side of a tile, so that no block has more than `TILE_PAIRS` entries."""
+        program = self.program
+        random = [n for n in program.axes if program.nature[n] == "random"]
+        most = max(size_of(program.atoms(n, "position")) for n in random)
+        return max(1, math.isqrt(TILE_PAIRS) // most)
+
     def _blocks(
         self, rows: Side, columns: Side, plan: Sequence[tiles.Tile]
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,16 +165,18 @@ class InfiniteKernel:
         compiled = self._compiled_for(rows, columns) if self.compile is True else None
         if compiled is None and self._compiled is not None and self._compiled.fits(rows, columns):
             compiled = self._compiled
+        block = compiled.on(rows, columns) if compiled is not None else None
         for done, tile in enumerate(plan, start=1):
-            left, right = SideTile(rows, tile.rows), SideTile(columns, tile.columns)
-            if compiled is not None:
-                yield compiled(left, right)
+            if block is not None:
+                yield block(tile)
                 continue
             start = time.perf_counter()
-            yield evaluate(self._output, Pairs(left, right))
+            pairs = Pairs(SideTile(rows, tile.rows), SideTile(columns, tile.columns))
+            yield evaluate(self._output, pairs)
             to_come = (time.perf_counter() - start) * (len(plan) - done)
-            if self.compile == "auto" and to_come > COMPILE_PAYS and not self._compile_failed:
+            if self.compile == "auto" and to_come > COMPILE_PAYS:
                 compiled = self._compiled_for(rows, columns)
+                block = compiled.on(rows, columns) if compiled is not None else None
 
     def _compiled_for(self, rows: Side, columns: Side) -> CompiledBlock | None:
         """Compiled code for these sides, from an earlier call where it fits."""

@@ -2,9 +2,9 @@
 
 A block between a left value u and a right value v has the dimensions
 `(*positions of u, *positions of v that are not tied, n1, n2)`. A *tie* `(a, b)` asks for equal
-indices along axis a of u and axis b of v only: the two share one dimension. The batch comes last, so
-pairs of examples are contiguous in memory. In a coincident block, both values are taken on the same
-example and the batch is `(n,)`.
+indices along axis a of u and axis b of v only: the two share one dimension. The batch comes last,
+so pairs of examples are contiguous in memory. In a coincident block, both values are taken on the
+same example and the batch is `(n,)`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ cut the width into strands. Each operation's rule (`tangency.infinite.rules`) lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from torch import Tensor, fx
 
@@ -124,7 +125,7 @@ class Lowering:
         edges = sorted({0, size} | self.cuts(node) | cuts)
         return tuple(
             ((stop - start) / size, self.strand(node, start, stop - start))
-            for start, stop in zip(edges[:-1], edges[1:], strict=True)
+            for start, stop in itertools.pairwise(edges)
         )
 
     def cuts(self, node: fx.Node) -> frozenset[int]:
@@ -135,7 +136,9 @@ class Lowering:
             self._cuts[node] = cut(self, node) if self.random(node) else frozenset()
         return self._cuts[node]
 
-    def coefficient(self, node: fx.Node, transform: Callable[[Tensor], Tensor] | None = None) -> Coefficient:
+    def coefficient(
+        self, node: fx.Node, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> Coefficient:
         """A concrete node without width as a factor per example and position."""
         positions: Positions = self.program.atoms(node, "position")
 

@@ -36,9 +36,7 @@ class Pairs:
             batch dimension, `(n,)`, otherwise two, `(n1, n2)`.
     """
 
-    def __init__(
-        self, rows: Quantities, columns: Quantities, *, coincident: bool = False
-    ) -> None:
+    def __init__(self, rows: Quantities, columns: Quantities, *, coincident: bool = False) -> None:
         self.rows = rows
         self.columns = columns
         self.coincident = coincident
@@ -96,8 +94,7 @@ class Pairs:
         """All entries of a composite's table on one side."""
         names = self._side(which).names(value, table)
         return {
-            name: self.quantity(which, value, "entry", table, name, layout=layout)
-            for name in names
+            name: self.quantity(which, value, "entry", table, name, layout=layout) for name in names
         }
 
     def mean(self, which: Which, value: Value, layout: Layout) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What a module's parameters are in the infinite-width limit: their scales, forward and gradient."""
+"""What a module's parameters are in the limit: their scales, forward and in the gradient."""
 
 from __future__ import annotations
 

@@ -164,8 +164,10 @@ class Side:
         else:
             batch = next(k for k, axis in enumerate(atoms) if axis.kind == "batch")
             order = [batch, *(atoms.index(a) for a in (*positions, *features))]
-        moved = value.permute(*order).flatten(1 + len(positions)) if features else (
-            value.permute(*order).unsqueeze(-1)
+        moved = (
+            value.permute(*order).flatten(1 + len(positions))
+            if features
+            else (value.permute(*order).unsqueeze(-1))
         )
         return moved.movedim(0, -2)
 

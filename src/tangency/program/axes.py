@@ -2,8 +2,8 @@
 
 An atomic axis is the batch, a position (pixel, token, time step, head) or a width (what goes to
 infinity). Reshaping re-brackets atomic axes, splitting one where it must; broadcasting identifies
-axes. An axis may be split or identified with another *after* it was attached to a tensor, so tensors
-hold axes unresolved and `resolve` yields today's atoms.
+axes. An axis may be split or identified with another *after* it was attached to a tensor, so
+tensors hold axes unresolved and `resolve` yields today's atoms.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from tangency.errors import UnsupportedOperation
 from tangency.examples import Examples
@@ -208,5 +208,3 @@ def _ancestors(output: fx.Node) -> set[fx.Node]:
             live.add(node)
             stack.extend(node.all_input_nodes)
     return live
-
-

@@ -15,7 +15,7 @@ from tangency.program.trace import Trace, location
 __all__ = ["ParameterUse", "Role", "Site", "find_sites"]
 
 Role: TypeAlias = Literal["affine", "bias", "scale", "norm"]
-"""`affine`: x W^T + b; `bias`: x + b; `scale`: x * s; `norm`: the affine part of a normalisation."""
+"""`affine`: x W^T + b; `bias`: x + b; `scale`: x * s; `norm`: a norm's scale and shift."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from tangency import examples
@@ -117,24 +119,37 @@ def _two_examples(example: Examples) -> Examples:
 
 def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
     args, kwargs = examples.arguments(batch)
-    dynamic = pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, (args, kwargs)
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise InvalidInput(
+            f"{type(model).__name__} cannot be called on the data: {error}"
+        ) from error
+    shapes = pytree.tree_map(
+        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, dict(bound)
     )
-    shapes = (*dynamic[0], *dynamic[1].values())
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
-            exported = torch.export.export(
+            exported: ExportedProgram = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes or None, strict=False
             )
-            return exported.run_decompositions({})
+            return exported if _functional(exported) else exported.run_decompositions({})
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedOperation(
             f"torch.export cannot record {type(model).__name__}: {type(error).__name__}: {reason}\n"
-            "The computation must not branch on the values of the data; check that "
-            "model(example) runs, and replace such branches by torch.where."
+            "Check that model(example) runs on data of this shape; the computation must not branch "
+            "on the values of the data (torch.where does without)."
         ) from error
+
+
+def _functional(exported: ExportedProgram) -> bool:
+    """Whether the graph has no in-place operations, so that it can be read as it is."""
+    targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    aten = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
+    others = [t for t in targets if t not in aten and t is not operator.getitem]
+    return not others and not any(t._schema.is_mutable for t in aten)
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:
@@ -156,14 +171,15 @@ def _constant(exported: ExportedProgram, model: nn.Module, target: str) -> Tenso
 
 
 def _single_output(exported: ExportedProgram) -> fx.Node:
-    (node,) = [n for n in exported.graph.nodes if n.op == "output"]
-    leaves = pytree.tree_leaves(node.args[0])
-    if len(leaves) != 1 or not isinstance(leaves[0], fx.Node):
+    nodes = {node.name: node for node in exported.graph.nodes}
+    specs = exported.graph_signature.output_specs
+    names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+    if len(names) != 1 or names[0] not in nodes:
         raise InvalidInput(
-            f"the module returns {len(leaves)} values, but a kernel needs one tensor: "
+            f"the module returns {len(names)} values, but a kernel needs one tensor: "
             "wrap the module so that it returns the output whose kernel you want."
         )
-    return leaves[0]
+    return nodes[names[0]]
 
 
 def _check_batch(inputs: list[fx.Node], output: fx.Node) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,9 +31,10 @@ class Dual(ABC):
         return None
 
 
-def derivative(function: object, x: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Derivative of an elementwise function at x."""
-    return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]  # type: ignore[arg-type]
+    slope: Tensor = torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+    return slope
 
 
 class SmoothDual(Dual):

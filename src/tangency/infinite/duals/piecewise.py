@@ -20,7 +20,7 @@ __all__ = ["PiecewiseLinear", "Sign"]
 
 @dataclass(frozen=True)
 class PiecewiseLinear(Dual):
-    """phi(x) = negative * min(x, 0) + positive * max(x, 0): ReLU (0, 1), leaky ReLU, abs (-1, 1)."""
+    """phi(x) = negative * min(x, 0) + positive * max(x, 0): ReLU is (0, 1), abs (-1, 1)."""
 
     negative: float
     positive: float

@@ -56,9 +56,7 @@ def _terms(
     return [Term(lowering.strand(operand, start, length), number)]
 
 
-def _operand(
-    lowering: Lowering, node: fx.Node, operand: fx.Node, start: int, length: int
-) -> Value:
+def _operand(lowering: Lowering, node: fx.Node, operand: fx.Node, start: int, length: int) -> Value:
     """A random argument; one of width 1 is not broadcast along another's width."""
     if lowering.width(operand) != lowering.width(node):
         raise lowering.unsupported(node, "repeats one random coordinate along a width")

@@ -50,7 +50,9 @@ def getitem(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
     if name in ("split", "split_with_sizes", "chunk"):
         dim = _dim(source, 2, 0)
         begin, size = _piece(source, dim, index)
-        return _narrow(lowering, node, _input(source), dim, range(begin, begin + size), start, length)
+        return _narrow(
+            lowering, node, _input(source), dim, range(begin, begin + size), start, length
+        )
     raise lowering.unsupported(source, "has no rule in the infinite-width limit")
 
 
@@ -147,9 +149,7 @@ def select_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     return lowering.cuts(_input(node))
 
 
-def _shifted(
-    lowering: Lowering, node: fx.Node, source: fx.Node, begin: int
-) -> frozenset[int]:
+def _shifted(lowering: Lowering, node: fx.Node, source: fx.Node, begin: int) -> frozenset[int]:
     size = lowering.width(node)
     return frozenset(c - begin for c in lowering.cuts(source) if 0 < c - begin < size)
 
@@ -189,7 +189,9 @@ def _part(lowering: Lowering, node: fx.Node, dim: int, start: int, length: int) 
         if begin <= start and start + length <= begin + size:
             if lowering.random(part):
                 return lowering.strand(part, start - begin, length)
-            return lowering.data(part, resolve(lowering.program.axes[part][dim]), start - begin, length)
+            return lowering.data(
+                part, resolve(lowering.program.axes[part][dim]), start - begin, length
+            )
         begin += size
     raise lowering.unsupported(node, "is asked for a strand that lies across its parts")
 

@@ -70,9 +70,7 @@ class Composite(Value):
 
     def entry(self, table: str, name: str, side: Side) -> Tensor:
         """One entry of `closed_form` or `expansion`."""
-        entries: dict[str, Tensor] = side.memo(
-            (table, self), lambda: getattr(self, table)(side)
-        )
+        entries: dict[str, Tensor] = side.memo((table, self), lambda: getattr(self, table)(side))
         return entries[name]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx
 
 from tangency.infinite.layout import Block, Layout, Positions
@@ -47,16 +48,25 @@ class Concrete(Value):
             -1, self.start, self.length
         )
 
-    def unit(self, side: Side) -> Tensor:
-        """The data scaled to Euclidean norm one over the features; zero rows stay zero."""
+    def norm(self, side: Side) -> Tensor:
+        """Euclidean norm over the features, shape `(*positions, n)`."""
         array = side.quantity(self, "array")
-        largest = array.abs().amax(-1, keepdim=True)
-        scaled = array / largest.where(largest > 0, 1.0)
-        norm = scaled.norm(dim=-1, keepdim=True)
-        return scaled / norm.where(norm > 0, 1.0)
+        norm: Tensor = torch.linalg.vector_norm(array, dim=-1)
+        tiny, huge = torch.finfo(array.dtype).tiny ** 0.5, torch.finfo(array.dtype).max ** 0.5
+        if bool(((norm > tiny) & (norm < huge)).all()):
+            return norm
+        largest = array.abs().amax(-1)  # keeps the squares from under- and overflowing
+        scale = torch.where(largest > 0, largest, 1.0)
+        scaled: Tensor = torch.linalg.vector_norm(array / scale[..., None], dim=-1)
+        return scale * scaled
+
+    def unit(self, side: Side) -> Tensor:
+        """The data scaled to norm one over the features; zero rows stay zero."""
+        norm = side.quantity(self, "norm")
+        return side.quantity(self, "array") / torch.where(norm > 0, norm, 1.0)[..., None]
 
     def second_moment(self, side: Side) -> Tensor:
-        return side.quantity(self, "array").square().mean(-1)
+        return side.quantity(self, "norm").square() / self.length
 
     def mean(self, side: Side) -> Tensor | None:
         return side.quantity(self, "array").mean(-1)

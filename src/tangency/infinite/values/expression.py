@@ -97,6 +97,5 @@ def key_of(value: Value, base: Value) -> Hashable:
         rest = [term for term in value.terms if not term.value.gaussian]
         return ("z+", *((term.number, *map(id, term.coefficients)) for term in rest))
     return tuple(
-        (term.number, *map(id, term.coefficients), key_of(term.value, base))
-        for term in value.terms
+        (term.number, *map(id, term.coefficients), key_of(term.value, base)) for term in value.terms
     )

@@ -69,7 +69,7 @@ class Take(Value):
             return _diagonal(self, other, (self.new, partner), layout, pairs)
         assert isinstance(other, Take)
         ties = (layout.ties - {(self.new, partner)}) | {(self.axis, other.axis)}
-        inner = Layout(self.source.positions, other.source.positions, ties)  # type: ignore[arg-type]
+        inner = Layout(self.source.positions, other.source.positions, ties)
         block = pairs.block(self.source, other.source, inner.ties)
         dim = inner.index("left", self.axis)
         return _map(block, lambda values: self._cut(values, dim))
@@ -130,12 +130,12 @@ class Join(Value):
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         partner = _partner(self.axis, layout)
         if partner is None:
-            return self._block([(value, own, other, None) for value, own in self.pieces], layout, pairs)
+            return self._block(
+                [(value, own, other, None) for value, own in self.pieces], layout, pairs
+            )
         if not isinstance(other, Join) or other.axis is not partner or self._sizes != other._sizes:
             return _diagonal(self, other, (self.axis, partner), layout, pairs)
-        matched = [
-            (u, a, v, b) for (u, a), (v, b) in zip(self.pieces, other.pieces, strict=True)
-        ]
+        matched = [(u, a, v, b) for (u, a), (v, b) in zip(self.pieces, other.pieces, strict=True)]
         return self._block(matched, layout, pairs)
 
     @property

@@ -57,7 +57,9 @@ class Scaled(Value):
         if not isinstance(other, Scaled):
             return self._with_source(other, self.scale.mean(), layout, pairs)
         if other.identity != self.identity:
-            return self._with_source(other.source, (self.scale * other.scale).mean(), layout, pairs, whole=other)
+            return self._with_source(
+                other.source, (self.scale * other.scale).mean(), layout, pairs, whole=other
+            )
         block = pairs.block(self.source, other.source, layout.ties)
         if block is None:
             return None
@@ -68,7 +70,13 @@ class Scaled(Value):
         return Block(block.versine, ntk)
 
     def _with_source(
-        self, source: Value, factor: Tensor, layout: Layout, pairs: Pairs, *, whole: Value | None = None
+        self,
+        source: Value,
+        factor: Tensor,
+        layout: Layout,
+        pairs: Pairs,
+        *,
+        whole: Value | None = None,
     ) -> Block | None:
         block = pairs.block(self.source, source, layout.ties)
         if block is None:

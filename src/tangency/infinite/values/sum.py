@@ -127,9 +127,7 @@ class Sum(Value):
             versine = self._general(partner, blocks, layout, pairs)
         return Block(versine, self._ntk(partner, blocks, layout, pairs))
 
-    def _blocks(
-        self, other: Sum, layout: Layout, pairs: Pairs
-    ) -> dict[tuple[int, int], Block]:
+    def _blocks(self, other: Sum, layout: Layout, pairs: Pairs) -> dict[tuple[int, int], Block]:
         blocks = {}
         for i, mine in enumerate(self.terms):
             for j, yours in enumerate(other.terms):

@@ -1,0 +1,5 @@
+"""`python -m tangency`."""
+
+from tangency.cli import main
+
+main()
