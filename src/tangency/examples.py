@@ -11,7 +11,17 @@ from torch.utils import _pytree as pytree
 
 from tangency.errors import InvalidInput
 
-__all__ = ["Examples", "arguments", "cast", "check", "concatenate", "count", "take", "tensors"]
+__all__ = [
+    "Examples",
+    "arguments",
+    "arrange",
+    "cast",
+    "check",
+    "concatenate",
+    "count",
+    "take",
+    "tensors",
+]
 
 Examples: TypeAlias = object
 """A tensor, or a (nested) tuple, list or dictionary of tensors, all with the same leading size."""
@@ -74,7 +84,7 @@ def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None
     if sizes == {0}:
         raise InvalidInput(f"{name} is empty: it has no examples.")
     if like is not None:
-        _check_like(x, name, like)
+        _check_like(arrange(x, like), name, like)
 
 
 def _finite(values: Tensor) -> bool:
@@ -99,6 +109,15 @@ def _check_like(x: Examples, name: str, like: Examples) -> None:
                 f"{name} has dtype {leaf.dtype}, but the example input has {model.dtype}: "
                 "convert it, e.g. with x.float()."
             )
+
+
+def arrange(x: Examples, like: Examples) -> Examples:
+    """`x` with the entries of its dictionaries in the order that they have in `like`."""
+    if isinstance(x, dict) and isinstance(like, dict) and x.keys() == like.keys():
+        return {key: arrange(x[key], like[key]) for key in like}
+    if isinstance(x, (tuple, list)) and isinstance(like, (tuple, list)) and len(x) == len(like):
+        return type(x)(arrange(a, b) for a, b in zip(x, like, strict=True))
+    return x
 
 
 def arguments(x: Examples) -> tuple[tuple[object, ...], dict[str, object]]:

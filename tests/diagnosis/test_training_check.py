@@ -1,6 +1,7 @@
 """What a user meets: nothing is touched, everything is named, bad input is refused."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -24,6 +25,9 @@ def test_the_module_and_the_random_state_stay_as_they_were():
         nn.Tanh(),
         nn.Linear(6, 1, dtype=torch.float64),
     )
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=index) / 2)
     model[3].bias.requires_grad_(False)
     model(X).sum().backward()
     state = copy.deepcopy(model.state_dict())
@@ -177,7 +181,7 @@ def test_explain_tells_of_the_edge_of_stability():
     assert "edge of stability" not in smooth.explain()
     jumping = training_check(Scaled(network(32), 0.1), X, Y, steps=100, infinite=False)
     rise = float((jumping.loss[1:] / jumping.loss[:-1]).max())
-    assert rise > 1.5
+    assert rise > 1.05
     assert f"up to {rise:.2g} times" in jumping.explain()
     assert "edge of stability" in jumping.explain()
 
@@ -269,8 +273,26 @@ def test_divergence_is_an_error_with_a_way_out(rate):
 def test_units_that_die_on_the_way():
     model = nn.Sequential(nn.Linear(4, 1, dtype=torch.float64), nn.ReLU())
     nn.init.constant_(model[0].bias, 3.0)
+    nn.init.ones_(model[0].weight)
+    y = torch.full((8,), -10.0).double()
+    border = training_check(model, X, y, steps=1, learning_rate=1e-6).max_learning_rate
     with pytest.raises(InvalidInput, match=r"learning_rate .* left no gradient: at step \d+"):
-        training_check(model, X, torch.full((8,), -10.0).double(), steps=50, infinite=False)
+        training_check(model, X, y, steps=50, learning_rate=border / 2, infinite=False)
+
+
+def test_the_chosen_learning_rate_is_lowered_where_training_fails():
+    """Deep and narrow without nonlinearity, far from its target: the kernel grows at once."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(3)))
+    for layer in model:
+        nn.init.ones_(layer.weight)
+    x, y = torch.ones(1, 1).double(), torch.full((1,), 5.0).double()
+    check = training_check(model, x, y, steps=30, infinite=False)
+    halvings = round(math.log2(check.max_learning_rate / check.learning_rate))
+    assert check.learning_rate == check.max_learning_rate / 2**halvings
+    assert halvings > 1
+    assert float(check.loss[-1]) < float(check.loss[0])
+    with pytest.raises(InvalidInput, match="diverged"):
+        training_check(model, x, y, steps=30, learning_rate=2 * check.learning_rate, infinite=False)
 
 
 def test_a_module_that_cannot_be_copied():

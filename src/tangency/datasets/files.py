@@ -39,12 +39,10 @@ def read_npz(path: Path, task: TaskChoice = "auto") -> Table:
 
 
 def _array(path: Path, key: str) -> npt.NDArray[Any]:
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path}: not a readable .npz archive; save x and y with numpy.savez.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise InvalidInput(
-                    f"{path}: this is a single array; save x and y with numpy.savez."
-                )
             if key not in archive.files:
                 found = ", ".join(archive.files) or "none"
                 raise InvalidInput(
@@ -55,10 +53,10 @@ def _array(path: Path, key: str) -> npt.NDArray[Any]:
     except InvalidInput:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
+        if "Object arrays" in str(error):
             message = f"the array '{key}' holds Python objects; save numbers or text, not objects."
         else:
-            message = f"this is not a readable .npz archive ({error})."
+            message = f"not a readable .npz archive ({error})."
         raise InvalidInput(f"{path}: {message}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,14 @@ from tangency.analysis import (
 from tangency.diagnosis.initial_kernels import empirical_start, infinite_start
 from tangency.diagnosis.training_data import TrainingData, check_data
 from tangency.diagnosis.training_result import TrainingCheck
-from tangency.diagnosis.training_run import Schedule, TrainingRun, mean_loss, schedule, train
+from tangency.diagnosis.training_run import (
+    LearningRateTooLarge,
+    Schedule,
+    TrainingRun,
+    mean_loss,
+    schedule,
+    train,
+)
 from tangency.empirical.function import (
     named,
     refuse_training_effects,
@@ -33,6 +40,9 @@ from tangency.errors import InvalidInput
 from tangency.examples import Examples
 
 __all__ = ["training_check"]
+
+HALVINGS = 4
+"""The smallest learning rate that is chosen: the largest stable one, halved so many times."""
 
 
 def training_check(
@@ -84,7 +94,8 @@ def training_check(
         y: (n,) or (n, out), real.
         x_test, y_test: m more examples, and their targets if there are any.
         steps: of gradient descent, at least 1.
-        learning_rate: positive; None takes half of `max_learning_rate`.
+        learning_rate: positive; None takes half of `max_learning_rate`, and where training diverges
+            with that, a quarter, an eighth or a sixteenth.
         records: most steps at which outputs are kept: 0, 1, the last and others between, even in
             the logarithm of the step. At least 2.
         infinite: whether to predict by the infinite-width NTK too; "auto" does so if the module
@@ -238,23 +249,21 @@ def _trained(
     `stable` is the largest learning rate for the initial kernel. Half of it is too large for a
     network whose kernel stiffens fast: without a `learning_rate` given, smaller ones are tried.
     """
-    rates = [learning_rate]
-    if learning_rate is None:
-        rates = [stable / 2 ** (i + 1) for i in range(HALVINGS + 1)]
     advice = (
         "Gradient descent on the initial linearisation is stable below max_learning_rate = "
         f"{stable:.6g}, and the kernel may stiffen on the way: pass a smaller learning_rate."
     )
-    for rate in rates:
+
+    def attempt(rate: float) -> tuple[nn.Module, float, TrainingRun]:
         trained = copy.deepcopy(network)
-        try:
-            run = train(trained, data.x, data.y, data.x_test, rate, plan, advice)
-        except LearningRateTooLarge:
-            if rate == rates[-1]:
-                raise
-        else:
-            return trained, rate, run
-    raise AssertionError("the last learning rate returns or raises")
+        return trained, rate, train(trained, data.x, data.y, data.x_test, rate, plan, advice)
+
+    if learning_rate is not None:
+        return attempt(float(learning_rate))
+    for halvings in range(1, HALVINGS):
+        with suppress(LearningRateTooLarge):
+            return attempt(stable / 2**halvings)
+    return attempt(stable / 2**HALVINGS)
 
 
 @contextmanager

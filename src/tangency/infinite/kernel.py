@@ -135,7 +135,8 @@ class InfiniteKernel:
     def _side(self, x: Examples, name: str) -> Side:
         examples.check(x, name, like=self._example)
         dtype = self.dtype or _floating_dtype(x)
-        return Side(self.program, x, dtype, self._statistic_pieces)
+        arranged = examples.arrange(x, self._example)
+        return Side(self.program, arranged, dtype, self._statistic_pieces)
 
     def _statistic_pieces(self, node: fx.Node) -> tuple[tuple[float, Value], ...]:
         return self._lowering.pieces(cast(fx.Node, node.args[0]), frozenset())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import operator
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,18 +47,16 @@ def operation(node: fx.Node) -> str:
 
 def _module_path(node: fx.Node) -> str:
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return stack[-1] if stack and not stack[-1].startswith("_") else ""
+    return _own_name(stack[-1]) if stack and not stack[-1].startswith("_") else ""
 
 
 def _source(node: fx.Node) -> str:
     """The innermost user line of `node`: torch's own frames are of no use to the reader."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     frames = [
-        (line, code)
-        for line, code in zip(lines, [*lines[1:], ""], strict=True)
-        if line.startswith('File "')
+        (line, code) for line, code in itertools.pairwise([*lines, ""]) if line.startswith('File "')
     ]
-    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    own = [frame for frame in frames if "/torch/" not in frame[0] and __file__ not in frame[0]]
     return ": ".join((own or frames)[-1]) if frames else "unknown source line"
 
 
@@ -101,7 +98,8 @@ def trace(model: nn.Module, example: Examples) -> Trace:
     for spec in exported.graph_signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind is InputKind.PARAMETER:
-            parameters[node] = names.get(id(_attribute(model, spec.target)), str(spec.target))
+            target = _own_name(str(spec.target))
+            parameters[node] = names.get(id(_attribute(model, target)), target)
         elif spec.kind is InputKind.USER_INPUT:
             inputs.append(node)
         else:
@@ -117,24 +115,37 @@ def _two_examples(example: Examples) -> Examples:
     return first if examples.count(first) == 2 else examples.concatenate(first, first)
 
 
+class _Call(nn.Module):
+    """A module with a signature that suits every way of calling the one inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        return self.model(*args, **kwargs)
+
+
+def _own_name(name: str) -> str:
+    """A qualified name or module path inside `_Call` as the user knows it."""
+    return name.removeprefix("model").removeprefix(".")
+
+
 def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
-    args, kwargs = examples.arguments(batch)
-    try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise InvalidInput(
-            f"{type(model).__name__} cannot be called on the data: {error}"
-        ) from error
+    inputs = examples.arguments(batch)
     shapes = pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, dict(bound)
+        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
     )
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore", FutureWarning)
             exported: ExportedProgram = torch.export.export(
-                model, args, kwargs, dynamic_shapes=shapes or None, strict=False
+                _Call(model), inputs, dynamic_shapes=shapes, strict=False
             )
+            _check_flat(exported)
             return exported if _functional(exported) else exported.run_decompositions({})
+    except UnsupportedOperation:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedOperation(
@@ -146,10 +157,20 @@ def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
 
 def _functional(exported: ExportedProgram) -> bool:
     """Whether the graph has no in-place operations, so that it can be read as it is."""
-    targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]
-    aten = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
-    others = [t for t in targets if t not in aten and t is not operator.getitem]
-    return not others and not any(t._schema.is_mutable for t in aten)
+    targets = [node.target for node in exported.graph.nodes]
+    aten = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    return not any(target._schema.is_mutable for target in aten)
+
+
+def _check_flat(exported: ExportedProgram) -> None:
+    """Refuse blocks of operations inside a node: `torch.no_grad()`, `torch.cond`, ..."""
+    for node in exported.graph.nodes:
+        if node.op == "get_attr":
+            raise UnsupportedOperation(
+                f"{location(next(iter(node.users), node))} runs a block of operations under its "
+                "own rules, such as torch.no_grad() or torch.cond, which no kernel rule describes. "
+                "EmpiricalKernel needs no rules."
+            )
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:
@@ -157,15 +178,15 @@ def _canonical_names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
-def _attribute(model: nn.Module, target: str | None) -> object:
+def _attribute(model: nn.Module, target: str) -> object:
     value: object = model
-    for part in str(target).split("."):
+    for part in target.split("."):
         value = getattr(value, part, None)
     return value
 
 
 def _constant(exported: ExportedProgram, model: nn.Module, target: str) -> Tensor:
-    own = _attribute(model, target)
+    own = _attribute(model, _own_name(target))
     constant = own if isinstance(own, Tensor) else exported.constants[target]
     return constant.detach()
 
@@ -179,7 +200,9 @@ def _single_output(exported: ExportedProgram) -> fx.Node:
             f"the module returns {len(names)} values, but a kernel needs one tensor: "
             "wrap the module so that it returns the output whose kernel you want."
         )
-    return nodes[names[0]]
+    output: fx.Node = nodes[names[0]]
+    nodes["output"].args = ((output,),)  # forget updates of buffers: nobody runs the graph for them
+    return output
 
 
 def _check_batch(inputs: list[fx.Node], output: fx.Node) -> None:

@@ -166,7 +166,7 @@ def _spectrum(study: Study) -> str:
     return (
         "The kernel takes the data apart into modes, patterns over the examples that are learned "
         "independently of each other; a mode with a larger eigenvalue is learned faster. The "
-        f"fastest takes {number(float(times[0]))} steps to lose all but 37 % of its error; "
+        f"fastest takes {number(float(times[0]))} steps to lose all but 37% of its error; "
         f"{_learned(study)} of {len(times)} modes come that far in the {steps:,} steps of this run."
     )
 
@@ -179,7 +179,7 @@ def _power(study: Study) -> str:
     share = float(cumulative[learned - 1]) if learned else 0.0
     return (
         "How much of the targets each mode carries: a task is easy for a network if its fast modes "
-        f"carry most of it. Half lies in the first {half} of {len(cumulative)} modes and 90 % in "
+        f"carry most of it. Half lies in the first {half} of {len(cumulative)} modes and 90% in "
         f"the first {most}; the {learned} modes learned in this run carry {share:.0%}."
     )
 
@@ -214,10 +214,13 @@ def _scores(study: Study) -> str:
     else:
         base = "Always answering with the mean gives about 0, a perfect answer gives 1."
         what = "R², the share of the targets' variance that is explained"
+    end = "Kernel regression is where training without end would arrive"
+    if network.value > max(s.value for s in study.scores[2:]):
+        end += "; here it fits the noise too, and stopping early helped the network"
     return (
         f"On {len(study.data.x_test)} examples that training never saw, by {what}: "
         f"{_shown(network)} for the trained network, {_shown(best)} for the best "
-        f"({best.name}). {base} Kernel regression is where training without end would arrive."
+        f"({best.name}). {base} {end}."
     )
 
 
