@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tangency.errors import InvalidInput
-from tangency.study import ACTIVATIONS, imported, perceptrons
+from tangency.study import ACTIVATIONS, Family, imported, perceptrons
 
 SOURCE = """
 from torch import nn
@@ -89,3 +89,13 @@ def test_bad_results_and_widths(module: str) -> None:
 def test_bad_perceptrons(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         perceptrons(3, 2, **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("features", "out", "message"), [(4, 2, "does not run on inputs"), (3, 5, "data need")]
+)
+def test_networks_that_do_not_fit_the_data(features: int, out: int, message: str) -> None:
+    family = Family("a line", None, lambda width: nn.Linear(3, 2), "module")
+    assert isinstance(family.network_for(torch.zeros(9, 3), 2, seed=0), nn.Linear)
+    with pytest.raises(InvalidInput, match=message):
+        family.network_for(torch.zeros(9, features), out, seed=0)

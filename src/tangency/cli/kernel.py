@@ -98,9 +98,10 @@ def compute(family: Family, data: Dataset, kind: Kind, seed: int) -> tuple[Tenso
     """The kernel over the training examples, (n, n), and between test and training, (m, n).
 
     Raises:
+        InvalidInput: the network does not run on the data.
         UnsupportedOperation: an infinite-width kernel of a network that has none.
     """
-    network = family.network(seed)
+    network = family.network_for(data.x_train, data.out, seed)
     if kind is Kind.EMPIRICAL:
         empirical = EmpiricalKernel(network)
         return empirical.ntk(data.x_train), empirical.ntk(data.x_test, data.x_train)

@@ -118,7 +118,8 @@ def _summarise(study: Study, path: Path) -> None:
             scores.add_row(score.name, f"{score.value:.3f}", number(score.rmse or 0.0))
     screen.print(scores)
     if study.convergence is None:
-        screen.print(f"\nNo convergence with width: {study.convergence_reason}.")
+        reason = (study.convergence_reason or "").rstrip(".")
+        screen.print(f"\nNo convergence with width: {reason}.", markup=False)
     else:
         screen.print(
             f"\nDistance from infinite width: {float(study.convergence.mean[0]):.0%} at width "

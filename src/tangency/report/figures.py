@@ -19,7 +19,7 @@ __all__ = ["Figure", "all_figures"]
 
 Figure: TypeAlias = dict[str, Any]
 
-ACTUAL, EMPIRICAL, INFINITE = "@ink", "#2f7fb0", "#d9822b"
+ACTUAL, EMPIRICAL, INFINITE = "@ink", "#3a8fc4", "#d9822b"
 HEAT_EXAMPLES = 160
 MODES_SHOWN = 400
 
@@ -106,7 +106,7 @@ def _convergence(study: Study) -> Figure | None:
     ]
     layout = _layout("width of the hidden layers", "relative distance to the limit")
     layout["xaxis"] |= {"type": "log", "tickvals": widths, "ticktext": [str(w) for w in widths]}
-    layout["yaxis"] |= {"type": "log", "nticks": 6, "tickformat": ".2~g"}
+    layout["yaxis"] |= _logarithmic(found.errors.flatten().tolist())
     return {"data": traces, "layout": layout}
 
 
@@ -209,7 +209,7 @@ def _losses(study: Study, part: str) -> Figure | None:
         return None
     layout = _layout("step of gradient descent", "loss")
     layout["xaxis"] |= {"type": "log", "dtick": 1}
-    layout["yaxis"] |= {"type": "log", "nticks": 6, "tickformat": ".2~g"}
+    layout["yaxis"] |= _logarithmic([y for trace in traces for y in trace["y"] if y])
     return {"data": traces, "layout": layout}
 
 
@@ -261,6 +261,13 @@ def _numbers(values: Tensor) -> list[float | None]:
     """Five digits are more than a screen shows; what is not finite is left out."""
     found = values.detach().cpu().double().tolist()
     return [float(f"{v:.5g}") if math.isfinite(v) else None for v in found]
+
+
+def _logarithmic(values: list[float]) -> Figure:
+    """A logarithmic axis with ticks at 1, 2, 5 where the values span enough of them."""
+    wide = bool(values) and max(values) > 4 * min(values)
+    ticks = {"dtick": "D2"} if wide else {"nticks": 6}
+    return {"type": "log", "tickformat": ".2~g", **ticks}
 
 
 def _horizontal(y: float) -> Figure:

@@ -68,16 +68,17 @@ def headline(study: Study) -> str:
     if study.check.regime == "lazy":
         return (
             f"Training barely changed how this network works: its kernel moved by {drift}. The "
-            f"kernel of the untrained network foretold the whole run to within {error}."
+            f"kernel of the untrained network foretold the run with a typical miss of {error} of the "
+            "way that the outputs went."
         )
     if study.check.regime == "between":
         return (
-            f"The kernel of the untrained network describes training roughly: it missed by up to "
-            f"{error} of the way that the outputs went, while the kernel moved by {drift}."
+            f"The kernel of the untrained network describes training roughly: it typically missed "
+            f"by {error} of the way that the outputs went, while the kernel moved by {drift}."
         )
     return (
         f"Training changed the network itself: its kernel moved by {drift}, and what the untrained "
-        f"network's kernel foretold missed by up to {error} of the way that the outputs went."
+        f"network's kernel foretold typically missed by {error} of the way that the outputs went."
     )
 
 
@@ -134,7 +135,8 @@ def _kernels(study: Study) -> str:
     text += ", so blocks along the diagonal are classes. " if study.data.classes else ". "
     limit = study.check.ntk_infinite
     if limit is None:
-        return text + f"There is no infinite-width kernel beside it: {study.check.infinite_reason}"
+        reason = (study.check.infinite_reason or "").rstrip(".")
+        return text + f"There is no infinite-width kernel beside it: {reason}."
     return (
         text + f"On all {len(limit)} training examples the network's own kernel is "
         f"{_distance(study.check.ntk, limit):.0%} away from its infinite-width limit (relative "
@@ -149,7 +151,8 @@ def _distance(found: Tensor, limit: Tensor) -> float:
 def _convergence(study: Study) -> str:
     found = study.convergence
     if found is None:
-        return f"Convergence with width was not measured: {study.convergence_reason}."
+        reason = (study.convergence_reason or "").rstrip(".")
+        return f"Convergence with width was not measured: {reason}."
     first, last = (float(found.mean[i]) for i in (0, -1))
     return (
         f"Each point is a freshly drawn, untrained network. From width {int(found.widths[0])} to "
@@ -242,7 +245,8 @@ def _measures(study: Study) -> list[Measure]:
         Measure(
             "Prediction error",
             f"{evidence.prediction_error:.1%}",
-            "The largest miss of the prediction, relative to the way that the outputs went. Lazy "
+            "The typical miss of the prediction along the run, on training or test examples, whichever "
+            "is larger, relative to the way that the outputs went. Lazy "
             f"up to {marks.lazy_error:.0%}, feature learning from {marks.feature_error:.0%}.",
         ),
         Measure(

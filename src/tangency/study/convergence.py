@@ -16,7 +16,7 @@ from tangency.study.networks import Family
 __all__ = ["Convergence", "converge"]
 
 WIDTHS = (32, 64, 128, 256, 512, 1024)
-REPETITIONS = 6
+REPETITIONS = 8
 EXAMPLES = 40
 NETWORK_SEEDS = 1000
 """Seeds of the repetitions begin here, away from that of the network that is trained."""

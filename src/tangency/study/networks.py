@@ -76,6 +76,28 @@ class Family:
             torch.manual_seed(seed)
             return self.build(self.width if width is None else width).eval()
 
+    def network_for(self, x: Tensor, out: int, seed: int) -> nn.Module:
+        """`network(seed)`, tried on two examples of `x`, (n, features).
+
+        Raises:
+            InvalidInput: it does not run, or does not return (n, out).
+        """
+        model = self.network(seed)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                found = model(x[:2])
+        except Exception as error:
+            raise InvalidInput(
+                f"{self.name}: the network does not run on inputs (n, {x.shape[1]}): {error}."
+            ) from error
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != (len(x[:2]), out):
+            raise InvalidInput(
+                f"{self.name}: of {len(x[:2])} examples the network makes {shape}, but the data "
+                f"need ({len(x[:2])}, {out})."
+            )
+        return model
+
 
 def perceptrons(
     features: int, out: int, *, width: int = 512, depth: int = 2, activation: str = "relu"

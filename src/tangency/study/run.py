@@ -47,7 +47,7 @@ def study(
     """
     began = time.perf_counter()
     on_stage("reading the network")
-    model = family.network(seed)
+    model = family.network_for(data.x_train, data.out, seed)
     program, program_reason = _program(family, seed, data)
     on_stage("kernels, prediction and training")
     check = training_check(
