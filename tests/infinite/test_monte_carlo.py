@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tangency.empirical import EmpiricalKernel
 from tangency.infinite import InfiniteKernel, Init
 from tests.infinite.architectures import ARCHITECTURES, FEATURES, FLAT, TIME, reinitialise
 
@@ -24,15 +23,27 @@ def inputs(n: int = 4) -> Tensor:
     return torch.randn(n, TIME, FEATURES, generator=generator, dtype=torch.float64)
 
 
+def ntk_by_autograd(model: nn.Module, x: Tensor) -> Tensor:
+    """<df/dtheta(x), df/dtheta(x')> of a module with one output, one example at a time."""
+    parameters = list(model.parameters())
+    rows = []
+    for i in range(len(x)):
+        gradients = torch.autograd.grad(
+            model(x[i : i + 1]).sum(), parameters, materialize_grads=True, allow_unused=True
+        )
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    jacobian = torch.stack(rows)
+    return jacobian @ jacobian.T
+
+
 def sampled_ntks(factory: Factory, width: int, samples: int, x: Tensor) -> Tensor:
     """Empirical NTKs of independent initialisations, shape (samples, n, n)."""
     generator = torch.Generator().manual_seed(1)
     model = factory(width, 1).double().eval()
-    kernel = EmpiricalKernel(model)
     draws = []
     for _ in range(samples):
         reinitialise(model, WEIGHT, BIAS, generator)
-        draws.append(kernel.ntk(x))
+        draws.append(ntk_by_autograd(model, x))
     return torch.stack(draws)
 
 
@@ -58,35 +69,38 @@ def distance(kernel: Tensor, reference: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(kernel - reference) / torch.linalg.matrix_norm(reference)
 
 
+def allowed(draws: Tensor, reference: Tensor) -> float:
+    """Three standard errors of the mean, and 1.5 % for what is O(1 / width)."""
+    error = torch.linalg.matrix_norm(draws.std(0)) / math.sqrt(len(draws))
+    return 0.015 + 3 * float(error / torch.linalg.matrix_norm(reference))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_ntk_is_the_limit_of_the_mean(name: str) -> None:
     """One draw is off by O(1 / sqrt(width)); the mean of many by much less."""
     factory, x = ARCHITECTURES[name], inputs()
-    errors = {}
-    for width, samples in ((48, 24), (432, 16)):
-        draws = sampled_ntks(factory, width, samples, x)
-        exact = limit(factory, width).ntk(x)
-        errors[width] = float(distance(draws, exact).mean())
-        if width == 432:
-            assert float(distance(draws.mean(0), exact)) < 0.06
-    assert errors[432] < 0.62 * errors[48]  # 1/3 in theory
+    narrow, wide = sampled_ntks(factory, 48, 30, x), sampled_ntks(factory, 432, 30, x)
+    exact = limit(factory, 432).ntk(x)
+    assert float(distance(wide.mean(0), exact)) < allowed(wide, exact) < 0.17
+    error_narrow = float(distance(narrow, limit(factory, 48).ntk(x)).mean())
+    assert float(distance(wide, exact).mean()) < 0.6 * error_narrow  # 1/3 in theory
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_nngp_is_the_limit_of_the_mean(name: str) -> None:
     factory, x = ARCHITECTURES[name], inputs()
-    error = distance(sampled_nngp(factory, 384, 12, x), limit(factory, 384).nngp(x))
-    assert float(error) < 0.09
+    error = distance(sampled_nngp(factory, 384, 20, x), limit(factory, 384).nngp(x))
+    assert float(error) < 0.07
 
 
-@pytest.mark.parametrize("name", ["relu", "recurrent, mean", "layer norm", "densely connected"])
+@pytest.mark.parametrize("name", ["relu", "recurrent, mean", "chunked", "densely connected"])
 def test_a_wrong_formula_is_caught(name: str) -> None:
-    """sigma_w off by 10 % fails the bounds above by a wide margin."""
+    """sigma_w off by 10 % breaks the bounds above."""
     factory, x = ARCHITECTURES[name], inputs()
     wrong = limit(factory, 432, weight=WEIGHT * 1.1**2)
-    assert float(distance(sampled_ntks(factory, 432, 16, x).mean(0), wrong.ntk(x))) > 0.06
-    if name != "layer norm":  # there the norm takes most of the error back from the NNGP
-        assert float(distance(sampled_nngp(factory, 384, 12, x), wrong.nngp(x))) > 0.09
+    draws = sampled_ntks(factory, 432, 30, x)
+    assert float(distance(draws.mean(0), wrong.ntk(x))) > allowed(draws, wrong.ntk(x))
+    assert float(distance(sampled_nngp(factory, 384, 20, x), wrong.nngp(x))) > 0.07
 
 
 ACTIVATIONS = {
@@ -133,7 +147,6 @@ def test_random_architectures(plan: list[tuple[str, bool, bool, bool]]) -> None:
         return RandomNetwork(plan, width, out)
 
     x = inputs(3)
-    draws = sampled_ntks(factory, 256, 16, x)
+    draws = sampled_ntks(factory, 256, 30, x)
     exact = limit(factory, 256).ntk(x)
-    spread = float(distance(draws, exact).mean())
-    assert float(distance(draws.mean(0), exact)) < min(0.12, 0.03 + 0.7 * spread)
+    assert float(distance(draws.mean(0), exact)) < allowed(draws, exact) + 0.015

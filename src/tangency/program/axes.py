@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 __all__ = [
     "BATCH",
@@ -29,6 +29,7 @@ __all__ = [
     "resolve",
     "shape_of",
     "size_of",
+    "sizes_of",
     "width",
 ]
 
@@ -97,7 +98,12 @@ def size_of(axes: Iterable[Axis]) -> int:
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Shape of a tensor node with `BATCH` in place of the free batch size."""
-    return tuple(_size(size) for size in node.meta["val"].shape)
+    return sizes_of(node.meta["val"])
+
+
+def sizes_of(value: Tensor) -> tuple[int, ...]:
+    """Sizes of a tensor recorded by `torch.export`, with `BATCH` for the free batch size."""
+    return tuple(_size(size) for size in value.shape)
 
 
 def _size(size: int | torch.SymInt) -> int:

@@ -20,6 +20,7 @@ from tangency.program.axes import (
     position,
     resolve,
     shape_of,
+    sizes_of,
 )
 from tangency.program.axis_rules import RULES, reduced_dimensions
 from tangency.program.operations import base_name
@@ -141,22 +142,15 @@ class _Reader:
     def _read_axes(self, node: fx.Node) -> None:
         if not hasattr(node.meta.get("val"), "shape") and base_name(node) != "getitem":
             if isinstance(node.meta.get("val"), (list, tuple)):
-                self._read_several(node)
+                self.several[node] = cast(tuple[Shape, ...], self._apply(node))
             return
         if node.op == "placeholder":
-            self.axes[node] = self._fresh(node)
+            self.axes[node] = cast(Shape, self._fresh(node))
         elif base_name(node) == "getitem":
             source, index = cast(tuple[fx.Node, int], node.args)
             self.axes[node] = self.several[source][index]
         else:
             self.axes[node] = cast(Shape, self._apply(node))
-
-    def _read_several(self, node: fx.Node) -> None:
-        if self.nature[node] == "concrete" and base_name(node) not in RULES:
-            values = node.meta["val"]
-            self.several[node] = tuple(self._fresh_shape(node, v.shape) for v in values)
-        else:
-            self.several[node] = cast(tuple[Shape, ...], self._apply(node))
 
     def _apply(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
         rule = RULES.get(base_name(node))
@@ -180,8 +174,12 @@ class _Reader:
             return tuple(position(size) for size in shape_of(node))
         return self.axes[node]
 
-    def _fresh(self, node: fx.Node) -> Shape:
-        return self._fresh_shape(node, shape_of(node))
+    def _fresh(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
+        """Axes of an executed node, from its sizes alone."""
+        value = node.meta["val"]
+        if isinstance(value, (list, tuple)):
+            return tuple(self._fresh_shape(node, sizes_of(piece)) for piece in value)
+        return self._fresh_shape(node, sizes_of(value))
 
     def _fresh_shape(self, node: fx.Node, sizes: tuple[int, ...]) -> Shape:
         for size in sizes:

@@ -68,8 +68,8 @@ def headline(study: Study) -> str:
     if study.check.regime == "lazy":
         return (
             f"Training barely changed how this network works: its kernel moved by {drift}. The "
-            f"kernel of the untrained network foretold the run with a typical miss of {error} of the "
-            "way that the outputs went."
+            f"kernel of the untrained network foretold the run; it typically missed by {error} of "
+            "the way that the outputs went."
         )
     if study.check.regime == "between":
         return (
@@ -245,8 +245,8 @@ def _measures(study: Study) -> list[Measure]:
         Measure(
             "Prediction error",
             f"{evidence.prediction_error:.1%}",
-            "The typical miss of the prediction along the run, on training or test examples, whichever "
-            "is larger, relative to the way that the outputs went. Lazy "
+            "The typical miss of the prediction along the run, on training or test examples "
+            "(whichever is larger), relative to the way that the outputs went. Lazy "
             f"up to {marks.lazy_error:.0%}, feature learning from {marks.feature_error:.0%}.",
         ),
         Measure(
