@@ -15,7 +15,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-__all__ = ["angle_and_integral"]
+__all__ = ["angle_and_integral", "arcsine"]
 
 _DEGREE = {torch.float32: 9, torch.float64: 22}
 
@@ -68,3 +68,11 @@ def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
         torch.where(far, math.pi - theta, theta),
         torch.where(far, integral + math.pi * (v - 1), integral),
     )
+
+
+def arcsine(sine: Tensor, cosine_squared: Tensor) -> Tensor:
+    """asin of `sine`, given also 1 - sine^2, which the caller knows without cancellation."""
+    p, _ = _polynomials(_DEGREE.get(sine.dtype, 22))
+    versine = cosine_squared / (1 + sine.abs())  # 1 - |sine|
+    complement = versine.sqrt() * _evaluate(p, versine)
+    return torch.copysign(math.pi / 2 - complement, sine)

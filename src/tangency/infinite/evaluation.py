@@ -23,7 +23,7 @@ from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
 from tangency.tiles import Tile
 
-__all__ = ["CompilationWarning", "CompiledBlock", "evaluate"]
+__all__ = ["FEWEST", "CompilationWarning", "CompiledBlock", "evaluate"]
 
 Key = tuple[Hashable, ...]
 AngleKey = tuple[Concrete, Concrete, Ties]
@@ -31,6 +31,10 @@ AngleKey = tuple[Concrete, Concrete, Ties]
 
 LIKELY = 384
 """Examples per side for which code is tuned (whether a loop is worth several threads, say)."""
+
+
+FEWEST = 64
+"""Examples below which there is nothing to gain (nor enough unequal sizes to compile for)."""
 
 
 def _options(device: torch.device) -> dict[str, str | int | bool | Callable[..., Any]]:
@@ -106,14 +110,15 @@ class CompiledBlock:
     """
 
     def __init__(self, output: Value, rows: Side, columns: Side) -> None:
-        few = SideTile(rows, slice(0, LIKELY - 1)), SideTile(columns, slice(0, LIKELY))
-        left, right = _Recorder(few[0]), _Recorder(few[1])
+        left, right = (_Recorder(SideTile(side, slice(0, 2))) for side in (rows, columns))
         pairs = Pairs(left, right)
         evaluate(output, pairs)
+        self.dtype, self.device = rows.dtype, rows.device
         self.keys = list(left.asked), list(right.asked)
         self.angle_keys: list[AngleKey] = list(pairs.angle_blocks)
+        self.signature = self._signature(rows, columns)
+        few = self._few(rows, columns)
         inputs = self._inputs(*few)
-        self.signature = _signature(inputs)
 
         def block(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             return evaluate(output, self._pairs(few, tensors))
@@ -123,6 +128,21 @@ class CompiledBlock:
             graph, dynamic=True, options=_options(rows.device)
         )
         self._run(*inputs)
+
+    def _few(self, rows: Side, columns: Side) -> tuple[SideTile, SideTile]:
+        """A tile whose sizes differ from each other and from all others.
+
+        Symbolic tracing takes equal sizes for the same size.
+        """
+        taken = {size for shape in self.signature for size in shape}
+        cuts = []
+        for side in (rows, columns):
+            size = min(LIKELY, side.count)
+            while size in taken:
+                size -= 1
+            taken.add(size)
+            cuts.append(SideTile(side, slice(0, size)))
+        return cuts[0], cuts[1]
 
     def _pairs(self, sides: tuple[SideTile, SideTile], tensors: Sequence[Tensor]) -> Pairs:
         first, second = len(self.keys[0]), len(self.keys[0]) + len(self.keys[1])
@@ -162,34 +182,14 @@ class CompiledBlock:
 
         The length of a Hermite series, for one, depends on the data.
         """
-        few = SideTile(rows, slice(0, 1)), SideTile(columns, slice(0, 1))
+        if (rows.dtype, rows.device) != (self.dtype, self.device):
+            return False
         try:
-            return _signature(self._inputs(*few)) == self.signature
+            return self._signature(rows, columns) == self.signature
         except KeyError:
             return False
 
-    @classmethod
-    def attempt(cls, output: Value, rows: Side, columns: Side) -> CompiledBlock | None:
-        """A compiled block, or None with a `CompilationWarning` where compilation fails."""
-        try:
-            return cls(output, rows, columns)
-        except Exception as error:
-            warnings.warn(
-                f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "the kernel is evaluated eagerly, which gives the same result more slowly. "
-                "On a CPU, torch.compile needs a C++ compiler.",
-                CompilationWarning,
-                stacklevel=4,
-            )
-            return None
-
-
-def _signature(inputs: Sequence[Tensor]) -> list[tuple[object, ...]]:
-    """Types, devices and sizes but for the numbers of examples, which come last."""
-    return [(t.dtype, t.device, t.dim(), *t.shape[:-2]) for t in inputs]
-
-
-def _ask(side: Quantities, key: Key) -> Tensor:
+    def _ask(side: Quantities, key: Key) -> Tensor:
     value, name, *args = key
     assert isinstance(value, Value)
     if name == "mean":

@@ -14,7 +14,7 @@ from tangency import examples, tiles
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import rules  # noqa: F401  (registers the rules)
-from tangency.infinite.evaluation import CompiledBlock, evaluate
+from tangency.infinite.evaluation import FEWEST, CompiledBlock, evaluate
 from tangency.infinite.init import Init
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.lowering import Lowering
@@ -184,6 +184,8 @@ class InfiniteKernel:
         known = self._compiled
         if known is not None and known.fits(rows, columns):
             return known
+        if min(rows.count, columns.count) < FEWEST:
+            return None
         if not self._compile_failed:
             self._compiled = CompiledBlock.attempt(self._output, rows, columns)
             self._compile_failed = self._compiled is None

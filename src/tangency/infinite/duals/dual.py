@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tangency.infinite.duals.coincidence import near_coincidence
 
-__all__ = ["Dual", "SmoothDual", "derivative"]
+__all__ = ["Dual", "NearCoincidence", "SmoothDual"]
+
+
+@dataclass(frozen=True)
+class NearCoincidence:
+    """One-dimensional Gaussian moments of phi(x), x of variance q.
+
+    Attributes:
+        energy: M = E phi^2.
+        energy_slope: dM / dq.
+        slope_energy: N = E phi'^2.
+        slope_energy_slope: dN / dq.
+        curvature: q E phi''^2.
+    """
+
+    energy: Tensor
+    energy_slope: Tensor
+    slope_energy: Tensor
+    slope_energy_slope: Tensor
+    curvature: Tensor
+
+    def radial_metric(self, q: Tensor) -> Tensor:
+        """[E(z phi')^2 E phi^2 - (E z phi phi')^2] / (E phi^2)^2 for x = sqrt(q) z.
+
+        By Stein's lemma, E(z phi')^2 = N + 2 q N' and E z phi phi' = sqrt(q) M'.
+        """
+        along = self.slope_energy + 2 * q * self.slope_energy_slope
+        safe = torch.where(self.energy > 0, self.energy, 1.0)
+        metric = (along * self.energy - q * self.energy_slope.square()) / safe.square()
+        return torch.where(self.energy > 0, metric, 0.0).clamp_min(0)
 
 
 class Dual(ABC):
@@ -31,66 +61,48 @@ class Dual(ABC):
         return None
 
 
-def derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Derivative of an elementwise function at x."""
-    slope: Tensor = torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
-    return slope
-
-
 class SmoothDual(Dual):
-    """A dual given by its kernel kappa(q1, q2, c) and kappa_dot = d kappa / d c.
+    """A dual given by its kernels as functions of variances and covariance."""
 
-    q1, q2 are the variances and c the covariance of u and v.
-    """
-
-    @abstractmethod
-    def kappa(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        """E[phi(u) phi(v)]."""
+    def side(self, q: Tensor) -> dict[str, Tensor]:
+        """What `kernels` needs of one side of variance q; "variance" is always there."""
+        return {"variance": q}
 
     @abstractmethod
-    def kappa_dot(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        """E[phi'(u) phi'(v)]."""
+    def kernels(
+        self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], c: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """kappa = E[phi(u) phi(v)] and kappa_dot = E[phi'(u) phi'(v)] = d kappa / d c.
+
+        c is the covariance of u and v, and gap = q1 q2 - c^2, computed without cancellation.
+        """
 
     def moments(self, sd: Tensor) -> dict[str, Tensor]:
         wide = sd.double()
-        energy = self._energy(wide).clamp_min(0)
-        norm = energy.sqrt()
+        near = self.near(wide.square())
+        norm = near.energy.clamp_min(0).sqrt()
+        inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), 0.0)
         entries = {
+            **self.side(wide.square()),
             "sd_in": wide,
-            "variance": wide.square(),
             "sd": norm,
-            "inverse": torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), 0.0),
-            "radial_metric": self._radial_metric(wide, energy),
-            "curvature": self._curvature(wide),
+            "inverse": inverse,
+            "gain": wide * inverse,
+            "radial_metric": near.radial_metric(wide.square()),
+            "curvature": near.curvature,
         }
         return {name: value.to(sd.dtype) for name, value in entries.items()}
 
-    def _energy(self, sd: Tensor) -> Tensor:
-        q = sd.square()
-        return self.kappa(q, q, q)
-
-    def _radial_metric(self, sd: Tensor, energy: Tensor) -> Tensor:
-        """[E(z phi')^2 E phi^2 - (E z phi phi')^2] / (E phi^2)^2, by derivatives of kappa."""
-
-        def along_second(s1: Tensor) -> Tensor:
-            return derivative(lambda s2: self.kappa(s1.square(), s2.square(), s1 * s2), sd)
-
-        slope_energy = derivative(along_second, sd)
-        cross = derivative(self._energy, sd) / 2
-        safe = torch.where(energy > 0, energy, 1.0)
-        metric = (slope_energy * energy - cross.square()) / safe.square()
-        return torch.where(energy > 0, metric, 0.0).clamp_min(0)
-
-    def _curvature(self, sd: Tensor) -> Tensor:
-        """q E phi''^2 = q d kappa_dot / d c at full correlation."""
-        q = sd.square()
-        return q * derivative(lambda c: self.kappa_dot(q, q, c), q)
+    @abstractmethod
+    def near(self, q: Tensor) -> NearCoincidence:
+        """What happens next to full correlation, for one side of variance q."""
 
     def pair(
         self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], versine: Tensor
     ) -> tuple[Tensor, Tensor]:
-        q1, q2 = left["variance"], right["variance"]
-        c = left["sd_in"] * right["sd_in"] * (1 - versine)
-        kappa_dot = self.kappa_dot(q1, q2, c)
-        far = 1 - self.kappa(q1, q2, c) * (left["inverse"] * right["inverse"])
+        scale = left["sd_in"] * right["sd_in"]
+        c = scale * (1 - versine)
+        gap = scale.square() * (versine * (2 - versine))
+        kappa, kappa_dot = self.kernels(left, right, c, gap)
+        far = 1 - kappa * (left["inverse"] * right["inverse"])
         return near_coincidence(left, right, versine, far, kappa_dot), kappa_dot

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangency.infinite.duals.dual import Dual, SmoothDual
+from tangency.infinite.angles import arcsine
+from tangency.infinite.duals.dual import Dual, NearCoincidence, SmoothDual
 
 __all__ = ["Cos", "Erf", "Exp", "Gelu", "Sin"]
 
@@ -18,15 +19,26 @@ __all__ = ["Cos", "Erf", "Exp", "Gelu", "Sin"]
 class Erf(SmoothDual):
     """phi = erf (Williams 1997, eq. 11)."""
 
-    def kappa(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        return (2 / math.pi) * torch.atan2(2 * c, self._root(q1, q2, c))
+    def side(self, q: Tensor) -> dict[str, Tensor]:
+        return {"variance": q, "inverse_root": (1 + 2 * q).rsqrt()}
 
-    def kappa_dot(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        return (4 / math.pi) / self._root(q1, q2, c)
+    def kernels(
+        self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], c: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inverse = left["inverse_root"] * right["inverse_root"]
+        determinant = 1 + 2 * left["variance"] + 2 * right["variance"] + 4 * gap
+        angle = arcsine(2 * c * inverse, determinant * inverse.square())
+        return (2 / math.pi) * angle, (4 / math.pi) * determinant.rsqrt()
 
-    @staticmethod
-    def _root(q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        return ((1 + 2 * q1) * (1 + 2 * q2) - 4 * c.square()).sqrt()
+    def near(self, q: Tensor) -> NearCoincidence:
+        root = (1 + 4 * q).sqrt()
+        return NearCoincidence(
+            energy=(2 / math.pi) * torch.asin(2 * q / (1 + 2 * q)),
+            energy_slope=(4 / math.pi) / ((1 + 2 * q) * root),
+            slope_energy=(4 / math.pi) / root,
+            slope_energy_slope=(-8 / math.pi) / root**3,
+            curvature=(16 / math.pi) * q.square() / root**3,
+        )
 
     def mean(self, sd: Tensor) -> Tensor | None:
         return torch.zeros_like(sd)
@@ -36,19 +48,37 @@ class Erf(SmoothDual):
 class Gelu(SmoothDual):
     """phi(x) = x Phi(x), the exact GELU (Tsuchida et al. 2021, theorem 1)."""
 
-    def kappa(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        a = (1 + q1) * (1 + q2)
-        gap = a - c.square()
-        root = gap.sqrt()
-        inside = (c.square() + q1 * q2 * gap) / (a * root) + c * torch.atan2(c, root)
-        return c / 4 + inside / (2 * math.pi)
+    def side(self, q: Tensor) -> dict[str, Tensor]:
+        return {"variance": q, "inverse_root": (1 + q).rsqrt()}
 
-    def kappa_dot(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        a = (1 + q1) * (1 + q2)
-        gap = a - c.square()
-        root = gap.sqrt()
-        inside = torch.atan2(c, root) + c / root * (1 / gap + (1 - q1 * q2) / a + 1)
-        return 0.25 + inside / (2 * math.pi)
+    def kernels(
+        self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], c: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        q1, q2 = left["variance"], right["variance"]
+        product = q1 * q2
+        inverse = left["inverse_root"] * right["inverse_root"]
+        inverse_square = inverse.square()
+        determinant = 1 + q1 + q2 + gap
+        root = determinant.rsqrt()
+        angle = arcsine(c * inverse, determinant * inverse_square)
+        inside = (c.square() + product * determinant) * (inverse_square * root) + c * angle
+        slope = angle + c * root * (root.square() + (1 - product) * inverse_square + 1)
+        return c / 4 + inside * (0.5 / math.pi), 0.25 + slope * (0.5 / math.pi)
+
+    def near(self, q: Tensor) -> NearCoincidence:
+        s, r = 1 + q, (1 + 2 * q).sqrt()
+        angle, ratio = torch.asin(q / s), q / r**2
+        bracket = 1 / r**2 + (1 - q) / s + 1
+        curve = 4 * q / (s * r) - 2 * q.square() * (1 / (s**2 * r) + 1 / (s * r**3))
+        bend = s / r**3 * bracket - (q / r) * (2 / r**4 + 2 / s**2)
+        tau = 2 * math.pi
+        return NearCoincidence(
+            energy=q / 4 + (2 * q.square() / (s * r) + q * angle) / tau,
+            energy_slope=0.25 + (curve + angle + q / (s * r)) / tau,
+            slope_energy=0.25 + (angle + q / r * bracket) / tau,
+            slope_energy_slope=(1 / (s * r) + bend) / tau,
+            curvature=q / (tau * r) * (4 - 4 * ratio + 3 * ratio.square()),
+        )
 
     def mean(self, sd: Tensor) -> Tensor | None:
         q = sd.square()
@@ -60,17 +90,19 @@ class _Trigonometric(SmoothDual):
 
     sign: float
 
-    def _parts(self, q1: Tensor, q2: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        middle = (q1 + q2) / 2
-        return torch.exp(c - middle), torch.exp(-c - middle)
+    def kernels(
+        self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], c: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        middle = 0.5 * (left["variance"] + right["variance"])
+        minus, plus = torch.exp(c - middle), torch.exp(-c - middle)
+        return 0.5 * (minus + self.sign * plus), 0.5 * (minus - self.sign * plus)
 
-    def kappa(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        minus, plus = self._parts(q1, q2, c)
-        return (minus + self.sign * plus) / 2
-
-    def kappa_dot(self, q1: Tensor, q2: Tensor, c: Tensor) -> Tensor:
-        minus, plus = self._parts(q1, q2, c)
-        return (minus - self.sign * plus) / 2
+    def near(self, q: Tensor) -> NearCoincidence:
+        # expm1 keeps the digits of 1 - exp(-2 q), the energy of the sine and of the cosine's slope.
+        minus, plus = -0.5 * torch.expm1(-2 * q), 0.5 * (1 + torch.exp(-2 * q))
+        energy, slope_energy = (minus, plus) if self.sign < 0 else (plus, minus)
+        rate = -self.sign * torch.exp(-2 * q)
+        return NearCoincidence(energy, rate, slope_energy, -rate, q * energy)
 
 
 @dataclass(frozen=True)
@@ -104,7 +136,7 @@ class Exp(Dual):
         self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], versine: Tensor
     ) -> tuple[Tensor, Tensor]:
         s1, s2 = left["sd_in"], right["sd_in"]
-        half_distance = (s1 - s2).square() / 2 + s1 * s2 * versine
+        half_distance = 0.5 * (s1 - s2).square() + s1 * s2 * versine
         kappa = torch.exp((left["variance"] + right["variance"]) - half_distance)
         return -torch.expm1(-half_distance), kappa
 
