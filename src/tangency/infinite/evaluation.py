@@ -189,7 +189,29 @@ class CompiledBlock:
         except KeyError:
             return False
 
-    def _ask(side: Quantities, key: Key) -> Tensor:
+    def _signature(self, rows: Side, columns: Side) -> list[tuple[int, ...]]:
+        """Sizes of all quantities but for the number of examples, which comes last."""
+        asked = [_ask(rows, key) for key in self.keys[0]]
+        asked += [_ask(columns, key) for key in self.keys[1]]
+        return [tuple(quantity.shape[:-1]) for quantity in asked]
+
+    @classmethod
+    def attempt(cls, output: Value, rows: Side, columns: Side) -> CompiledBlock | None:
+        """A compiled block, or None with a `CompilationWarning` where compilation fails."""
+        try:
+            return cls(output, rows, columns)
+        except Exception as error:
+            warnings.warn(
+                f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "the kernel is evaluated eagerly, which gives the same result more slowly. "
+                "On a CPU, torch.compile needs a C++ compiler.",
+                CompilationWarning,
+                stacklevel=4,
+            )
+            return None
+
+
+def _ask(side: Quantities, key: Key) -> Tensor:
     value, name, *args = key
     assert isinstance(value, Value)
     if name == "mean":
