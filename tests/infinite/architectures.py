@@ -293,9 +293,7 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def reinitialise(
-    model: nn.Module, weight: float, bias: float, generator: torch.Generator
-) -> None:
+def reinitialise(model: nn.Module, weight: float, bias: float, generator: torch.Generator) -> None:
     """Draw weights of variance weight / fan_in and biases of variance `bias`; norms stay."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The infinite kernel against the mean kernel of the very same module, re-initialised many times."""
+"""The infinite kernel against the mean kernel of the same module, re-initialised many times."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.infinite.architectures import ARCHITECTURES, FEATURES, FLAT, TIME, reinitialise
 from torch import Tensor, nn
 
 from tangency.infinite import InfiniteKernel, Init
-from tests.infinite.architectures import ARCHITECTURES, FEATURES, FLAT, TIME, reinitialise
 
 WEIGHT, BIAS = 1.7, 0.1
 Factory = Callable[[int, int], nn.Module]

@@ -195,9 +195,9 @@ def _single_output(exported: ExportedProgram) -> fx.Node:
     nodes = {node.name: node for node in exported.graph.nodes}
     specs = exported.graph_signature.output_specs
     names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
-    if len(names) != 1 or names[0] not in nodes:
+    if len(names) != 1 or names[0] not in nodes or not exported.call_spec.out_spec.is_leaf():
         raise InvalidInput(
-            f"the module returns {len(names)} values, but a kernel needs one tensor: "
+            "the module returns something other than one tensor, which a kernel needs: "
             "wrap the module so that it returns the output whose kernel you want."
         )
     output: fx.Node = nodes[names[0]]
@@ -205,16 +205,21 @@ def _single_output(exported: ExportedProgram) -> fx.Node:
     return output
 
 
+def _fixed(size: int | torch.SymInt) -> bool:
+    """Whether a size is a number: a symbol may have become one during the recording."""
+    return isinstance(size, int) or not size.node.expr.free_symbols
+
+
 def _check_batch(inputs: list[fx.Node], output: fx.Node) -> None:
     for node in inputs:
         value = node.meta["val"]
-        if isinstance(value, Tensor) and isinstance(value.shape[0], int):
+        if isinstance(value, Tensor) and _fixed(value.shape[0]):
             raise UnsupportedOperation(
                 f"the module fixes the batch size of its input to {value.shape[0]}: use "
                 "x.shape[0] or -1 for it in view and reshape, and no loop over examples."
             )
     shape = output.meta["val"].shape
-    if len(shape) == 0 or isinstance(shape[0], int):
+    if len(shape) == 0 or _fixed(shape[0]):
         raise InvalidInput(
             f"the module returns a tensor of shape {tuple(shape)}, whose first dimension is not "
             "the batch: it must return one row per example."
