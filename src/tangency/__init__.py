@@ -23,12 +23,13 @@ from tangency.analysis import (
 )
 from tangency.diagnosis import TrainingCheck, training_check
 from tangency.empirical import EmpiricalKernel
-from tangency.infinite import InfiniteKernel, Init, NotIidWarning
+from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning
 from tangency.kernel_pair import KernelPair
 
 __version__ = version("tangency")
 
 __all__ = [
+    "AccuracyWarning",
     "EmpiricalKernel",
     "GradientDescent",
     "GradientFlow",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import warnings
@@ -15,7 +16,7 @@ from tests.infinite.architectures import ARCHITECTURES, FEATURES, TIME
 from torch import Tensor, nn
 
 from tangency.errors import InvalidInput, UnsupportedOperation
-from tangency.infinite import InfiniteKernel, Init
+from tangency.infinite import AccuracyWarning, InfiniteKernel, Init
 from tangency.infinite import kernel as kernel_module
 from tangency.infinite.evaluation import CompiledBlock
 
@@ -33,6 +34,7 @@ def mlp(features: int = 6, depth: int = 2, activation: type[nn.Module] = nn.ReLU
     return nn.Sequential(*layers, nn.Linear(32, 1))
 
 
+@functools.cache
 def kernel_of(name: str, **options: object) -> InfiniteKernel:
     model = ARCHITECTURES[name](16, 1).double()
     return InfiniteKernel(model, real(2, TIME, FEATURES), init=HE, **options)
@@ -58,8 +60,10 @@ def test_off_diagonal_recursion_meets_the_diagonal(name: str) -> None:
     """K(x, x) computed as a pair of two inputs equals the diagonal's own recursion."""
     kernel, x = kernel_of(name), real(3, TIME, FEATURES, seed=2)
     pair, diagonal = kernel.pair(x, x.clone()), kernel.diagonal(x)
+    # Sums of dependent terms form their angle by subtraction and lose half the digits of it.
+    tolerance = 1e-8 if name == "residual recurrent" else 1e-11
     for matrix, entries in zip(pair, diagonal, strict=True):
-        torch.testing.assert_close(matrix.diagonal(), entries, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(matrix.diagonal(), entries, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("name", ["relu", "recurrent, mean", "tokens rolled", "chunked"])
@@ -89,7 +93,7 @@ def test_failing_compilation_is_said_and_changes_nothing(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(CompiledBlock, "__init__", fail)
     x = real(70, TIME, FEATURES)
-    kernel = kernel_of("relu", compile=True)
+    kernel = kernel_of.__wrapped__("relu", compile=True)
     with pytest.warns(UserWarning, match="no compiler"):
         matrix = kernel.ntk(x)
     assert torch.equal(matrix, kernel_of("relu", compile=False).ntk(x))
@@ -146,12 +150,13 @@ def test_near_duplicates_lose_nothing_in_float32(angle: float) -> None:
 def test_float32_keeps_what_float64_has(activation: type[nn.Module]) -> None:
     base = real(12, 6)
     x = torch.cat(
-        [base, base * (1 + 1e-6), base + 1e-5 * real(12, 6, seed=5), base[:2] * 30]
+        [base, base * (1 + 1e-6), base + 1e-5 * real(12, 6, seed=5), base[:2] * 3]
     ).float()
     kernel = InfiniteKernel(mlp(depth=3, activation=activation), x[:1], init=HE)
     single, double = kernel.pair(x), kernel.pair(x.double())
     for a, b in zip(single, double, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=0)
+        scale = torch.outer(b.diagonal(), b.diagonal()).sqrt()
+        assert float(((a.double() - b) / scale).abs().max()) < 5e-6
         assert torch.linalg.eigvalsh(a.double())[0] > -1e-6 * a.diagonal().double().mean()
 
 
@@ -162,8 +167,8 @@ def test_zero_inputs_give_no_nan(activation: type[nn.Module], bias: float) -> No
     pair = kernel.pair(torch.cat([torch.zeros(2, 6), real(2, 6)]).double())
     for matrix in pair:
         assert bool(torch.isfinite(matrix).all())
-        if bias == 0:
-            assert float(matrix[:2].abs().max()) < 1e-12
+    if bias == 0:
+        assert float(pair.nngp[:2].abs().max()) < 1e-12  # f(0) = 0; biases still count in the NTK
 
 
 @pytest.mark.parametrize("norm", [1e-8, 1e8])
@@ -177,7 +182,7 @@ def test_extreme_norms(norm: float) -> None:
     torch.testing.assert_close(scaled[:5, 5:] / norm, expected, rtol=1e-5, atol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), n=st.integers(2, 6), name=st.sampled_from(sorted(ARCHITECTURES)))
 def test_permuting_examples_permutes_the_kernel(seed: int, n: int, name: str) -> None:
     kernel, x = kernel_of(name), real(n, TIME, FEATURES, seed=seed)
@@ -313,3 +318,12 @@ def test_bad_arguments_are_refused() -> None:
         InfiniteKernel(mlp(), real(1, 6), init="he")
     with pytest.raises(InvalidInput, match="floating"):
         InfiniteKernel(mlp(), real(1, 6), dtype=torch.int64)
+
+
+def test_large_variances_draw_a_warning_with_the_accuracy() -> None:
+    kernel = InfiniteKernel(mlp(activation=nn.Tanh), real(1, 6), init=Init(2000.0, 0.0))
+    with pytest.warns(AccuracyWarning, match="tanh"):
+        kernel.ntk(real(3, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        InfiniteKernel(mlp(activation=nn.Tanh), real(1, 6), init=HE).ntk(real(3, 6))

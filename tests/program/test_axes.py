@@ -156,7 +156,9 @@ def test_identify_finds_the_common_refinement(shapes: tuple[list[int], list[int]
     edges = sorted(
         {math.prod(g[:k]) for g in (list(shapes[0]), list(shapes[1])) for k in range(len(g) + 1)}
     )
-    assert [a.size for a in resolve(first)] == [b // a for a, b in zip(edges, edges[1:], strict=False)]
+    assert [a.size for a in resolve(first)] == [
+        b // a for a, b in zip(edges, edges[1:], strict=False)
+    ]
 
 
 def test_identify_refuses_what_does_not_align() -> None:

@@ -320,7 +320,12 @@ def test_evaluation_mode_gives_back_every_mode() -> None:
     with pytest.raises(ZeroDivisionError), evaluation_mode(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
-    assert [m.training for m in (model, model.norm, model.drop, model.a)] == [True, True, False, True]
+    assert [m.training for m in (model, model.norm, model.drop, model.a)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_recorded_in_the_mode_that_it_is_in() -> None:

@@ -2,5 +2,6 @@
 
 from tangency.infinite.init import Init, NotIidWarning
 from tangency.infinite.kernel import InfiniteKernel
+from tangency.infinite.values.composite import AccuracyWarning
 
-__all__ = ["InfiniteKernel", "Init", "NotIidWarning"]
+__all__ = ["AccuracyWarning", "InfiniteKernel", "Init", "NotIidWarning"]

@@ -28,6 +28,8 @@ _SYNONYMS = {
     "special_erf": "erf",
     "special_expm1": "expm1",
     "arctan": "atan",
+    "concat": "cat",
+    "concatenate": "cat",
     "clip": "clamp",
     "split_copy": "split",
 }

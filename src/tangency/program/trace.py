@@ -155,11 +155,18 @@ def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
         ) from error
 
 
+_SPELLINGS = frozenset(
+    f"aten::{name}"
+    for name in ("mT", "adjoint", "swapaxes", "swapdims", "movedim", "narrow", "tensor_split")
+)
+"""Other spellings of `transpose`, `permute` and `slice`; a decomposition reduces them to these."""
+
+
 def _functional(exported: ExportedProgram) -> bool:
-    """Whether the graph has no in-place operations, so that it can be read as it is."""
+    """Whether the graph can be read as it is: no in-place operations, no unusual spellings."""
     targets = [node.target for node in exported.graph.nodes]
     aten = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
-    return not any(target._schema.is_mutable for target in aten)
+    return not any(t._schema.is_mutable or t._schema.name in _SPELLINGS for t in aten)
 
 
 def _check_flat(exported: ExportedProgram) -> None:
@@ -216,7 +223,7 @@ def _check_batch(inputs: list[fx.Node], output: fx.Node) -> None:
         if isinstance(value, Tensor) and _fixed(value.shape[0]):
             raise UnsupportedOperation(
                 f"the module fixes the batch size of its input to {value.shape[0]}: use "
-                "x.shape[0] or -1 for it in view and reshape, and no loop over examples."
+                "x.shape[0] or -1 (not len(x)) for it in view and reshape, no loop over examples."
             )
     shape = output.meta["val"].shape
     if len(shape) == 0 or _fixed(shape[0]):

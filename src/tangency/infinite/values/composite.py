@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,10 +19,18 @@ if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["Composite", "Function"]
+__all__ = ["AccuracyWarning", "Composite", "Function"]
 
 Function: TypeAlias = Callable[["Side", Positions], Callable[[Tensor], Tensor]]
 """For a side (which supplies constants per example), the function on `(nodes, *positions, n)`."""
+
+
+TOLERATED = 1e-2
+"""Truncation bound from which a numerical dual is worth a warning; it is a worst case."""
+
+
+class AccuracyWarning(UserWarning):
+    """A numerical dual is less accurate than usual; the message says how much."""
 
 
 class Composite(Value):
@@ -66,7 +75,22 @@ class Composite(Value):
 
     def expansion(self, side: Side) -> dict[str, Tensor]:
         """The Hermite series on one side."""
-        return series.expand(self.function(side, self.positions), self._source_sd(side))
+        expansion = series.expand(self.function(side, self.positions), self._source_sd(side))
+        bound = float(series.truncation(expansion).max())
+        if bound > TOLERATED:
+            warnings.warn(
+                f"{self.name} meets inputs of so large a variance that its Hermite series is cut "
+                f"short: E[phi' phi'] of nearly equal inputs may be off by {bound:.1g} relative "
+                "to its largest value (the diagonal is exact). Smaller weights or inputs help.",
+                AccuracyWarning,
+                stacklevel=2,
+            )
+        return expansion
+
+    @property
+    def name(self) -> str:
+        """The operation, for messages."""
+        return str(self.key[0]) if isinstance(self.key, tuple) else str(self.key)
 
     def entry(self, table: str, name: str, side: Side) -> Tensor:
         """One entry of `closed_form` or `expansion`."""
