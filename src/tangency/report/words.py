@@ -122,8 +122,9 @@ def _tiles(study: Study) -> list[Tile]:
 def _network(study: Study) -> str:
     return (
         "What the network computes, read from the module itself. Under axes, n counts examples, "
-        "p marks positions (inputs, outputs) and w the widths that become infinite in the limit."
-    )
+        "p marks positions (inputs, outputs) and w the widths that become infinite in the limit. "
+        + study.network_note
+    ).strip()
 
 
 def _kernels(study: Study) -> str:

@@ -22,6 +22,12 @@ READOUT = 0.1
 size, the random function that training begins with is several times larger than the targets, and
 most of training is spent on forgetting it."""
 
+READOUT_NOTE = (
+    f"The weights of the last layer are drawn small, with variance {READOUT} / inputs, so that "
+    "training does not begin with a large random function. This helps the network to be lazy: "
+    "drawn at full size, the same network changes its kernel more and is predicted less well."
+)
+
 
 class Erf(nn.Module):
     """The error function, elementwise."""
@@ -60,12 +66,14 @@ class Family:
         width: of the network that is studied; None if the family has no width.
         build: makes a network of a width from the current random state.
         init: scales of the parameters; "module" if they have to be measured on a network.
+        note: what a reader of results should know of the way the networks are drawn.
     """
 
     name: str
     width: int | None
     build: Callable[[int | None], nn.Module]
     init: Init | str
+    note: str = ""
 
     def network(self, seed: int, width: int | None = None) -> nn.Module:
         """A network of the given width (by default that of the family) in evaluation mode.
@@ -124,7 +132,7 @@ def perceptrons(
     noun = "hidden layer" if depth == 1 else "hidden layers"
     name = f"multilayer perceptron, {depth} {noun} of {width} {activation} units"
     init = Init(weight=scale, overrides={f"{2 * depth}.weight": READOUT})
-    return Family(name, width, build, init)
+    return Family(name, width, build, init, READOUT_NOTE)
 
 
 def _linear(fan_in: int, fan_out: int, scale: float) -> nn.Linear:

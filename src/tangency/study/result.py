@@ -60,6 +60,7 @@ class Study:
     Attributes:
         data: that it was trained and tested on.
         network: what it is called.
+        network_note: what to know of the way it was drawn.
         parameters: how many can be trained.
         program: what it computes, as a table; None if it cannot be captured.
         program_reason: why not.
@@ -76,6 +77,7 @@ class Study:
 
     data: Dataset
     network: str
+    network_note: str
     parameters: int
     program: str | None
     program_reason: str | None

@@ -70,6 +70,7 @@ def study(
     return Study(
         data=data,
         network=family.name,
+        network_note=family.note,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         program=program,
         program_reason=program_reason,
