@@ -311,6 +311,21 @@ def test_bad_data_is_refused(x: object, message: str) -> None:
         kernel.ntk(x)
 
 
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - x.mean(0)) / x.std(0))
+
+
+def test_mixing_examples_is_refused() -> None:
+    kernel = InfiniteKernel(Standardised(), real(3, 6).float())
+    with pytest.raises(UnsupportedOperation, match="mixes the examples"):
+        kernel.ntk(real(5, 6).float())
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InvalidInput, match="parametrization"):
         InfiniteKernel(mlp(), real(1, 6), parametrization="mup")  # type: ignore[arg-type]

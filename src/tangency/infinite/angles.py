@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["angle_and_integral", "arcsine"]
 
-_DEGREE = {torch.float32: 9, torch.float64: 22}
+_DEGREE = {torch.float32: 9, torch.float64: 19}
 
 
 @cache
@@ -56,7 +56,7 @@ def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
     Relative accuracy is a few units of rounding everywhere near v = 0; values that rounding has
     pushed outside [0, 2] are clipped.
     """
-    p, q = _polynomials(_DEGREE.get(versine.dtype, 22))
+    p, q = _polynomials(_DEGREE.get(versine.dtype, 19))
     v = versine.clamp(0.0, 2.0)
     near = torch.minimum(v, 2 - v)
     root = near.sqrt()
@@ -72,7 +72,7 @@ def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
 
 def arcsine(sine: Tensor, cosine_squared: Tensor) -> Tensor:
     """asin of `sine`, given also 1 - sine^2, which the caller knows without cancellation."""
-    p, _ = _polynomials(_DEGREE.get(sine.dtype, 22))
+    p, _ = _polynomials(_DEGREE.get(sine.dtype, 19))
     versine = cosine_squared / (1 + sine.abs())  # 1 - |sine|
     complement = versine.sqrt() * _evaluate(p, versine)
     return torch.copysign(math.pi / 2 - complement, sine)

@@ -15,6 +15,7 @@ from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import rules  # noqa: F401  (registers the rules)
 from tangency.infinite.evaluation import FEWEST, CompiledBlock, evaluate
+from tangency.infinite.independence import check_independence
 from tangency.infinite.init import Init
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.lowering import Lowering
@@ -136,7 +137,10 @@ class InfiniteKernel:
         examples.check(x, name, like=self._example)
         dtype = self.dtype or _floating_dtype(x)
         arranged = examples.arrange(x, self._example)
-        return Side(self.program, arranged, dtype, self._statistic_pieces)
+        side = Side(self.program, arranged, dtype, self._statistic_pieces)
+        last = examples.take(arranged, slice(side.count - 1, side.count))
+        check_independence(side, Side(self.program, last, dtype, self._statistic_pieces))
+        return side
 
     def _statistic_pieces(self, node: fx.Node) -> tuple[tuple[float, Value], ...]:
         return self._lowering.pieces(cast(fx.Node, node.args[0]), frozenset())
