@@ -33,17 +33,13 @@ def _cuts(start: int, stop: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def plan(
-    n1: int, n2: int, size: int, *, columns: int | None = None, symmetric: bool = False
-) -> list[Tile]:
-    """Tiles of at most `size` rows and `columns` (default: `size`) columns of an (n1, n2) matrix.
+def plan(n1: int, n2: int, size: int, *, symmetric: bool = False) -> list[Tile]:
+    """Tiles of at most `size` rows and `size` columns of an (n1, n2) matrix.
 
     With `symmetric` (then n1 equals n2) the tiles of a block of rows begin at the diagonal.
     """
     return [
-        Tile(r, c)
-        for r in _cuts(0, n1, size)
-        for c in _cuts(r.start if symmetric else 0, n2, columns or size)
+        Tile(r, c) for r in _cuts(0, n1, size) for c in _cuts(r.start if symmetric else 0, n2, size)
     ]
 
 

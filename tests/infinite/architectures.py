@@ -274,6 +274,8 @@ ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "abs": lambda width, out: Mlp(width, out, torch.abs),
     "erf": lambda width, out: Mlp(width, out, torch.erf),
     "cos": lambda width, out: Mlp(width, out, torch.cos),
+    "sign": lambda width, out: Mlp(width, out, torch.sign),
+    "step": lambda width, out: Mlp(width, out, lambda x: (x > 0).to(x.dtype)),
     "no bias, dropout": NoBias,
     "recurrent, last state": Recurrent,
     "recurrent, mean": lambda width, out: Recurrent(width, out, "mean"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from tangency.errors import InvalidInput
 
 __all__ = ["Init", "NotIidWarning", "measured_moment"]
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 Moment: TypeAlias = "float | Callable[[int, int], float]"
 """A second moment, or a function of (fan_in, fan_out) that gives it."""
@@ -101,12 +106,14 @@ def _warn_if_not_iid(name: str, values: Tensor, role: str) -> None:
     if problem is None and role == "weight" and values.dim() == 2:
         problem = _rank_problem(values)
     if problem is not None:
+        inside = itertools.takewhile(lambda f: f.filename.startswith(_PACKAGE), inspect.stack(0))
         warnings.warn(
             f"the parameter {name} does not look like a fresh zero-mean i.i.d. sample ({problem}): "
             "the infinite-width limit describes random initialisations with the same second "
             "moment, not this network. Pass init=Init(...) to choose the moments yourself.",
             NotIidWarning,
-            stacklevel=6,
+            # The caller's line, however deep in the package the parameter was met.
+            stacklevel=1 + len(list(inside)),
         )
 
 

@@ -25,7 +25,7 @@ from tangency.program.axes import (
 )
 from tangency.program.operations import POINTWISE, argument, base_name
 
-__all__ = ["RULES", "axis_rule"]
+__all__ = ["PRODUCTS", "RULES", "axis_rule"]
 
 Axes: TypeAlias = Callable[[fx.Node], Shape]
 """Gives the axes of an argument node."""
@@ -88,7 +88,11 @@ def pointwise(node: fx.Node, axes: Axes) -> Shape:
     return broadcast([axes(n) for n in tensors])
 
 
-@axis_rule("linear", "matmul", "mm", "addmm")
+PRODUCTS = ("linear", "matmul", "mm", "addmm")
+"""Operations that are known as products with one weight matrix only."""
+
+
+@axis_rule(*PRODUCTS)
 def affine(node: fx.Node, axes: Axes) -> Shape:
     x = cast(fx.Node, node.args[1] if base_name(node) == "addmm" else node.args[0])
     shape = shape_of(node)

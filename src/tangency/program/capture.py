@@ -22,7 +22,7 @@ from tangency.program.axes import (
     shape_of,
     sizes_of,
 )
-from tangency.program.axis_rules import RULES, reduced_dimensions
+from tangency.program.axis_rules import PRODUCTS, RULES, reduced_dimensions
 from tangency.program.operations import base_name
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
@@ -160,6 +160,12 @@ class _Reader:
                 f"no axis rule for {location(node)}: it acts on values that depend on parameters. "
                 "Rewrite it with operations that are known (tangency.program.axis_rules.RULES "
                 "lists them), or use EmpiricalKernel, which needs no rules."
+            )
+        natures = {self.nature[n] for n in node.all_input_nodes}
+        if not executed and base_name(node) in PRODUCTS and "parameter" not in natures:
+            raise UnsupportedOperation(
+                f"{location(node)} multiplies two values that depend on parameters, which has no "
+                "rule (attention, for example); EmpiricalKernel needs no rules."
             )
         if rule is not None:
             try:

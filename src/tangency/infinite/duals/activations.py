@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import fx
 
 from tangency.infinite.duals.dual import Dual
-from tangency.infinite.duals.piecewise import PiecewiseLinear, Sign
+from tangency.infinite.duals.piecewise import PiecewiseLinear, Step
 from tangency.infinite.duals.smooth import Cos, Erf, Exp, Gelu, Sin
 from tangency.program.operations import argument, base_name
 
@@ -27,12 +27,22 @@ def _leaky_relu(node: fx.Node) -> Dual:
     return PiecewiseLinear(float(slope), 1.0)
 
 
+def _comparison(node: fx.Node, step: Step) -> Dual | None:
+    """`x > 0` as the number 0 or 1."""
+    return step if argument(node, 1, "other") == 0 else None
+
+
 _CLOSED_FORMS: dict[str, Callable[[fx.Node], Dual | None]] = {
     "relu": lambda node: PiecewiseLinear(0.0, 1.0),
     "leaky_relu": _leaky_relu,
     "abs": lambda node: PiecewiseLinear(-1.0, 1.0),
-    "sign": lambda node: Sign(),
-    "sgn": lambda node: Sign(),
+    "sign": lambda node: Step(-1.0, 1.0),
+    "sgn": lambda node: Step(-1.0, 1.0),
+    "heaviside": lambda node: Step(0.0, 1.0),
+    "gt": lambda node: _comparison(node, Step(0.0, 1.0)),
+    "ge": lambda node: _comparison(node, Step(0.0, 1.0)),
+    "lt": lambda node: _comparison(node, Step(1.0, 0.0)),
+    "le": lambda node: _comparison(node, Step(1.0, 0.0)),
     "erf": lambda node: Erf(),
     "gelu": _gelu,
     "sin": lambda node: Sin(),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tangency.infinite.angles import angle_and_integral
 from tangency.infinite.duals.dual import Dual
 
-__all__ = ["PiecewiseLinear", "Sign"]
+__all__ = ["PiecewiseLinear", "Step"]
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,29 @@ class PiecewiseLinear(Dual):
 
 
 @dataclass(frozen=True)
-class Sign(Dual):
-    """phi = sign. Its derivative vanishes almost everywhere, and back-propagation sees nothing
-    else: kappa_dot is zero, as in the empirical NTK (the distributional value is a delta).
+class Step(Dual):
+    """phi(x) = low for x < 0 and high for x > 0: the sign (-1, 1), the Heaviside step (0, 1).
+
+    The derivative vanishes almost everywhere, and back-propagation sees nothing else: kappa_dot is
+    zero, as in the empirical NTK (the distributional value is a delta).
     """
 
+    low: float
+    high: float
+
+    @property
+    def _energy(self) -> float:
+        return (self.low**2 + self.high**2) / 2
+
     def moments(self, sd: Tensor) -> dict[str, Tensor]:
-        return {"sd": torch.where(sd > 0, 1.0, torch.zeros_like(sd))}
+        return {"sd": torch.where(sd > 0, math.sqrt(self._energy), torch.zeros_like(sd))}
 
     def pair(
         self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], versine: Tensor
     ) -> tuple[Tensor, Tensor]:
         theta, _ = angle_and_integral(versine)
-        return theta * (2 / math.pi), torch.zeros_like(theta)
+        apart = (self.high - self.low) ** 2 / (2 * math.pi * self._energy)
+        return theta * apart, torch.zeros_like(theta)
 
     def mean(self, sd: Tensor) -> Tensor | None:
-        return torch.zeros_like(sd)
+        return torch.where(sd > 0, (self.low + self.high) / 2, torch.zeros_like(sd))

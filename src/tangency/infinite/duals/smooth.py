@@ -27,7 +27,10 @@ class Erf(SmoothDual):
     ) -> tuple[Tensor, Tensor]:
         inverse = left["inverse_root"] * right["inverse_root"]
         determinant = 1 + 2 * left["variance"] + 2 * right["variance"] + 4 * gap
-        angle = arcsine(2 * c * inverse, determinant * inverse.square())
+        sine = 2 * c * inverse
+        # Small variances have small sines, whose digits the complement does not keep.
+        near_zero, angle = torch.asin(sine), arcsine(sine, determinant * inverse.square())
+        angle = torch.where(sine.abs() < 0.5, near_zero, angle)
         return (2 / math.pi) * angle, (4 / math.pi) * determinant.rsqrt()
 
     def near(self, q: Tensor) -> NearCoincidence:
@@ -94,8 +97,10 @@ class _Trigonometric(SmoothDual):
         self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], c: Tensor, gap: Tensor
     ) -> tuple[Tensor, Tensor]:
         middle = 0.5 * (left["variance"] + right["variance"])
-        minus, plus = torch.exp(c - middle), torch.exp(-c - middle)
-        return 0.5 * (minus + self.sign * plus), 0.5 * (minus - self.sign * plus)
+        # exp(-middle) sinh(c) and cosh(c): expm1 keeps the digits of the sinh where c is small.
+        largest, decay = 0.5 * torch.exp(c.abs() - middle), torch.expm1(-2 * c.abs())
+        odd, even = torch.copysign(largest * decay, c), largest * (2 + decay)
+        return (odd, even) if self.sign < 0 else (even, odd)
 
     def near(self, q: Tensor) -> NearCoincidence:
         # expm1 keeps the digits of 1 - exp(-2 q), the energy of the sine and of the cosine's slope.

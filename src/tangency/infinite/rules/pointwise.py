@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from tangency.infinite.duals.activations import closed_form
+from tangency.infinite.duals.piecewise import Step
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.affine import bias_term
@@ -181,6 +182,9 @@ def convert(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
     source = cast(fx.Node, node.args[0])
     if source.meta["val"].is_floating_point() and node.meta["val"].is_floating_point():
         return lowering.strand(source, start, length)
+    value = lowering.strand(source, start, length)
+    if isinstance(value, Composite) and isinstance(value.dual, Step):
+        return value  # a comparison with zero, already described as the number 0 or 1
     return composite(lowering, node, start, length)
 
 
