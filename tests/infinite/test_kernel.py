@@ -171,6 +171,23 @@ def test_zero_inputs_give_no_nan(activation: type[nn.Module], bias: float) -> No
         assert float(pair.nngp[:2].abs().max()) < 1e-12  # f(0) = 0; biases still count in the NTK
 
 
+@pytest.mark.parametrize("name", ["Hardsigmoid", "Hardswish", "SELU", "Mish", "Softsign", "ReLU6"])
+def test_activations_by_series(name: str) -> None:
+    """One hidden layer against a midpoint rule over the two Gaussian weights."""
+    activation = getattr(nn, name)()
+    model = nn.Sequential(nn.Linear(2, 8, bias=False), activation, nn.Linear(8, 1, bias=False))
+    x = torch.tensor([[1.0, 0.0], [0.8, 1.2]], dtype=torch.float64)
+    nodes = (torch.arange(3000, dtype=torch.float64) + 0.5) * 0.006 - 9
+    weights = torch.exp(-nodes.square() / 2)
+    weights = weights / weights.sum()
+    first, second = nodes[:, None], nodes[None, :]
+    u = x[0, 0] * first + 0 * second
+    v = x[1, 0] * first + x[1, 1] * second
+    expected = (weights[:, None] * weights * activation(u) * activation(v)).sum()
+    found = InfiniteKernel(model, x, init=Init(2.0, overrides={"2.weight": 1.0})).nngp(x)[0, 1]
+    assert abs(float(found - expected)) < 2e-6
+
+
 @pytest.mark.parametrize("norm", [1e-8, 1e8])
 def test_extreme_norms(norm: float) -> None:
     """A bias-free ReLU network is homogeneous of degree one."""
@@ -277,9 +294,27 @@ class TokenMixing(nn.Module):
         return self.mix(self.tokens(x).transpose(1, 2))
 
 
+class PermutedCopies(nn.Module):
+    """A value and a copy of it whose coordinates are permuted, by two routes."""
+
+    def __init__(self, route: str) -> None:
+        super().__init__()
+        self.layer, self.route = nn.Linear(6, 10), route
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.route == "slices":
+            hidden = self.layer(x)
+            first, second = hidden[:, :9], hidden[:, :9]
+        else:
+            first, second = self.layer(x)[:, :9], self.layer(2 * x)[:, :9]
+        return first.view(-1, 3, 3) + second.view(-1, 3, 3).mT
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
+        (PermutedCopies("slices"), (6,), "aligns two axes"),
+        (PermutedCopies("two calls"), (6,), "aligns two axes"),
         (Softmax(), (6,), "softmax"),
         (PostActivation(), (6,), "not a function of one Gaussian"),
         (TokenMixing(), (3, 6), "not deterministic"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -95,11 +96,6 @@ def factorisations(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return grouped(), grouped()
 
 
-def labels(axes: list[Axis]) -> list[tuple[int, int]]:
-    """Index of the outermost axis and offset of each atom in it, as the memory has it."""
-    return [(id(axis), axis.size) for axis in axes]
-
-
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(shapes=factorisations(), kinds=st.lists(st.booleans(), min_size=8, max_size=8))
 def test_rebracketing_and_back(shapes: tuple[list[int], list[int]], kinds: list[bool]) -> None:
@@ -129,7 +125,7 @@ def aligned(first: list[int], second: list[int]) -> bool:
         for k in range(len(grouping)):
             edges.add(math.prod(grouping[: k + 1]))
     ordered = sorted(edges)
-    return all(b % a == 0 for a, b in zip(ordered, ordered[1:], strict=False))
+    return all(b % a == 0 for a, b in itertools.pairwise(ordered))
 
 
 def test_identify_merges() -> None:
@@ -156,9 +152,7 @@ def test_identify_finds_the_common_refinement(shapes: tuple[list[int], list[int]
     edges = sorted(
         {math.prod(g[:k]) for g in (list(shapes[0]), list(shapes[1])) for k in range(len(g) + 1)}
     )
-    assert [a.size for a in resolve(first)] == [
-        b // a for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    assert [a.size for a in resolve(first)] == [b // a for a, b in itertools.pairwise(edges)]
 
 
 def test_identify_refuses_what_does_not_align() -> None:

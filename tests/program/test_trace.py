@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tangency.errors import InvalidInput, UnsupportedOperation
+from tangency.program.capture import capture
 from tangency.program.trace import Trace, evaluation_mode, operation, trace
 
 FEATURES = 6
@@ -317,9 +318,16 @@ def test_recorded_without_gradients_enabled() -> None:
 def test_evaluation_mode_gives_back_every_mode() -> None:
     model = Careful()
     model.drop.eval()
-    with pytest.raises(ZeroDivisionError), evaluation_mode(model):
+    with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
-        raise ZeroDivisionError
+    assert [m.training for m in (model, model.norm, model.drop, model.a)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(UnsupportedOperation):
+        capture(model, batch()[:, 1:])
     assert [m.training for m in (model, model.norm, model.drop, model.a)] == [
         True,
         True,

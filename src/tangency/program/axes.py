@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -46,12 +46,16 @@ class AxisError(Exception):
 
 @dataclass(eq=False)
 class Axis:
-    """One atomic axis, until it is split into `parts` or identified with `same`."""
+    """One atomic axis, until it is split into `parts` or identified with `same`.
+
+    `cuts` are the dimensions that indexing it has made, by the indices taken.
+    """
 
     kind: Kind
     size: int
     parts: tuple[Axis, ...] | None = None
     same: Axis | None = None
+    cuts: dict[range, tuple[Axis, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "n" if self.kind == "batch" else f"{self.kind[0]}{self.size}"

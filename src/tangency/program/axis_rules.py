@@ -6,6 +6,7 @@ One small function per operation, in a registry keyed by the operation's base na
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
@@ -94,11 +95,20 @@ PRODUCTS = ("linear", "matmul", "mm", "addmm")
 
 @axis_rule(*PRODUCTS)
 def affine(node: fx.Node, axes: Axes) -> Shape:
-    x = cast(fx.Node, node.args[1] if base_name(node) == "addmm" else node.args[0])
+    first = 1 if base_name(node) == "addmm" else 0
+    x, weight = cast("tuple[fx.Node, fx.Node]", node.args[first : first + 2])
     shape = shape_of(node)
     if len(shape) != len(axes(x)):
         raise AxisError("only products with one weight matrix are known")
-    return (*axes(x)[:-1], width(shape[-1]))
+    return (*axes(x)[:-1], _rows(weight, shape[-1]))
+
+
+def _rows(weight: fx.Node, size: int) -> Dim:
+    """The width that a weight makes: the same one at every use, so that coordinates line up."""
+    while weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    known: dict[int, Dim] = weight.meta.setdefault("tangency_rows", {})
+    return known.setdefault(size, width(size))
 
 
 @axis_rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
@@ -155,28 +165,35 @@ def select(node: fx.Node, axes: Axes) -> Shape:
     return (*shape[:d], *shape[d + 1 :])
 
 
-def cut(dim: Dim, size: int) -> Dim:
-    """A part of length `size` of a dimension."""
+def cut(dim: Dim, part: range) -> Dim:
+    """A part of a dimension; equal parts of one axis are the same axis."""
     axis = single(dim)
-    return width(size) if axis.kind == "width" else position(size)
+    make = width if axis.kind == "width" else position
+    return axis.cuts.setdefault(part, make(len(part)))
 
 
 @axis_rule("slice")
 def slice_(node: fx.Node, axes: Axes) -> Shape:
     shape, d = list(axes(_first(node))), _dimension(node, 1, "dim", 0)
-    size, before = shape_of(node)[d], shape_of(_first(node))[d]
-    if size != before:
-        shape[d] = cut(shape[d], size)
+    before = shape_of(_first(node))[d]
+    if shape_of(node)[d] != before:
+        shape[d] = cut(shape[d], sliced(node, before))
     return tuple(shape)
+
+
+def sliced(node: fx.Node, size: int) -> range:
+    """The indices that a `slice` node takes of a dimension."""
+    first, last = argument(node, 2, "start"), argument(node, 3, "end")
+    step = argument(node, 4, "step", 1)
+    return range(*slice(first, last, step).indices(size))
 
 
 @axis_rule("split", "split_with_sizes", "chunk")
 def split(node: fx.Node, axes: Axes) -> tuple[Shape, ...]:
     shape, d = axes(_first(node)), _dimension(node, 2, "dim", 0)
-    return tuple(
-        (*shape[:d], cut(shape[d], int(piece.shape[d])), *shape[d + 1 :])
-        for piece in node.meta["val"]
-    )
+    edges = [0, *itertools.accumulate(int(piece.shape[d]) for piece in node.meta["val"])]
+    parts = [range(start, stop) for start, stop in itertools.pairwise(edges)]
+    return tuple((*shape[:d], cut(shape[d], part), *shape[d + 1 :]) for part in parts)
 
 
 @axis_rule("unbind")

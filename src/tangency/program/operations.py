@@ -8,11 +8,11 @@ __all__ = ["POINTWISE", "argument", "base_name"]
 
 _POINTWISE = """
     abs acos acosh add addcmul asin asinh atan atan2 atanh ceil celu clamp clamp_max clamp_min
-    cos cosh div elu eq erf erfc exp exp2 expm1 floor ge gelu gt hardshrink hardsigmoid hardswish
-    hardtanh heaviside le leaky_relu log log10 log1p log2 log_sigmoid logical_and logical_not
-    logical_or lt masked_fill maximum minimum mish mul ne neg pow prelu reciprocal relu relu6 remainder round
-    rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub tan
-    tanh threshold trunc where
+    cos cosh div elu eq erf erfc exp exp2 expm1 floor ge gelu gt hardshrink hardsigmoid
+    hardswish hardtanh heaviside le leaky_relu log log10 log1p log2 log_sigmoid logical_and
+    logical_not logical_or lt masked_fill maximum minimum mish mul ne neg pow prelu reciprocal
+    relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus
+    softshrink sqrt square sub tan tanh threshold trunc where
 """
 POINTWISE = frozenset(_POINTWISE.split())
 """Base names of the operations that act coordinate by coordinate, with broadcasting."""

@@ -28,9 +28,9 @@ class Erf(SmoothDual):
         inverse = left["inverse_root"] * right["inverse_root"]
         determinant = 1 + 2 * left["variance"] + 2 * right["variance"] + 4 * gap
         sine = 2 * c * inverse
-        # Small variances have small sines, whose digits the complement does not keep.
-        near_zero, angle = torch.asin(sine), arcsine(sine, determinant * inverse.square())
-        angle = torch.where(sine.abs() < 0.5, near_zero, angle)
+        # Beside a small variance the sine is small, and arcsine's absolute accuracy too little.
+        small, angle = torch.asin(sine), arcsine(sine, determinant * inverse.square())
+        angle = torch.where(sine.abs() < 0.5, small, angle)
         return (2 / math.pi) * angle, (4 / math.pi) * determinant.rsqrt()
 
     def near(self, q: Tensor) -> NearCoincidence:

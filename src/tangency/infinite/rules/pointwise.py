@@ -23,6 +23,11 @@ from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.operations import POINTWISE, argument, base_name
 
+_TWICE_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "hardsigmoid": lambda x: (x / 6 + 0.5).clamp(0, 1),
+}
+"""Operations of which torch has no second derivative, which the search for kinks asks for."""
+
 
 def _positions(lowering: Lowering, node: fx.Node) -> Positions:
     return lowering.program.atoms(node, "position")
@@ -158,6 +163,9 @@ def _function(
 ) -> Callable[[Side, Positions], Callable[[Tensor], Tensor]]:
     """The node's operation on Gaussian samples `(nodes, *positions, n)` of `base`."""
 
+    own_form = cast(Callable[..., Any], node.target)
+    operation = _TWICE_DIFFERENTIABLE.get(base_name(node), own_form)
+
     def on_side(side: Side, positions: Positions) -> Callable[[Tensor], Tensor]:
         def argument_value(argument: fx.Node, z: Tensor) -> Any:
             if argument in operands:
@@ -169,7 +177,7 @@ def _function(
 
         def function(z: Tensor) -> Tensor:
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: argument_value(n, z))
-            return cast(Tensor, cast(Callable[..., Any], node.target)(*args, **kwargs))
+            return cast(Tensor, operation(*args, **kwargs))
 
         return function
 

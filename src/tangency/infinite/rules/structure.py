@@ -12,7 +12,7 @@ from tangency.infinite.values.position import Average, Join, Take
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.program.axes import Axis, resolve, size_of
-from tangency.program.axis_rules import reduced_dimensions
+from tangency.program.axis_rules import reduced_dimensions, sliced
 from tangency.program.operations import argument, base_name
 
 
@@ -76,6 +76,8 @@ def _select(
         return lowering.strand(source, start, length)
     index %= axis.size
     if axis.kind == "width":
+        if lowering.width(source) != axis.size:
+            raise lowering.unsupported(source, "is indexed along a part of its width")
         return lowering.strand(source, index, 1)
     value = lowering.strand(source, start, length)
     return Take(value, axis, None, range(index, index + 1)) if axis in value.positions else value
@@ -88,14 +90,7 @@ def slice_(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     axis = _axis(lowering, _input(node), dim)
     if axis is None or _axis(lowering, node, dim) is axis:
         return lowering.strand(_input(node), start, length)
-    return _narrow(lowering, node, _input(node), dim, _range(node, axis), start, length)
-
-
-def _range(node: fx.Node, axis: Axis) -> range:
-    first = cast("int | None", argument(node, 2, "start"))
-    last = cast("int | None", argument(node, 3, "end"))
-    step = cast(int, argument(node, 4, "step", 1))
-    return range(*slice(first, last, step).indices(axis.size))
+    return _narrow(lowering, node, _input(node), dim, sliced(node, axis.size), start, length)
 
 
 def _narrow(
@@ -125,7 +120,7 @@ def slice_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     dim = _dim(node, 1, 0)
     axis = _axis(lowering, _input(node), dim)
     whole = axis is None or _axis(lowering, node, dim) is axis or axis.kind != "width"
-    begin = 0 if whole or axis is None else _range(node, axis)[0]
+    begin = 0 if whole or axis is None else sliced(node, axis.size)[0]
     return _shifted(lowering, node, _input(node), begin)
 
 

@@ -122,8 +122,13 @@ class Weight(Value):
         if not mine:
             return 1 + pairs.number(0.0, layout), None
         if len(mine) == 1 and not self.source.contracted:
-            block = pairs.block(mine[0][1], yours[0][1], layout.ties)
-            return (1 + pairs.number(0.0, layout), None) if block is None else block
+            u, v = mine[0][1], yours[0][1]
+            inner = layout.within(u.positions, v.positions)
+            block = pairs.block(u, v, inner.ties)
+            if block is None:
+                return 1 + pairs.number(0.0, layout), None
+            own = None if block.ntk is None else layout.embed(block.ntk, inner)
+            return layout.embed(block.versine, inner), own
         ties = frozenset(zip(self.source.contracted, other.source.contracted, strict=True))
         whole = Layout(self._order, other._order, layout.ties | ties)
         versine = pairs.number(0.0, layout)

@@ -102,7 +102,8 @@ class Sum(Value):
                 cross = side.coincident_moment(self.terms[j].value, term.value, self.positions)
                 if cross is not None:
                     total = total + 2 * amplitudes[i] * amplitudes[j] * cross
-        return side.full(total, self.positions)
+        # Terms that cancel, such as u - u, leave a rounding error of either sign.
+        return side.full(total.clamp_min(0), self.positions)
 
     def mean(self, side: Side) -> Tensor | None:
         total = None
