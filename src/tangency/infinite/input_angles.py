@@ -37,6 +37,10 @@ def input_versines(left: Tensor, right: Tensor, layout: Layout, *, coincident: b
         return _half_squared_distance(rows, columns)
     tied = [layout.index("left", a) for a, _ in layout.ties]
     versine = _one_minus_products(rows, columns, sorted(tied), len(layout.left))
+    if layout.rank == 0 and left.shape == right.shape and left.data_ptr() == right.data_ptr():
+        versine.fill_diagonal_(2.0)  # a tile on the diagonal: leave it out of the search, ...
+        _refine(versine, rows, columns)
+        return versine.fill_diagonal_(0.0)  # ... each example is at no angle to itself
     _refine(versine, rows, columns)
     return versine
 
