@@ -77,7 +77,7 @@ def test_tiles_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", ["relu", "recurrent, last state", "dependent branches"])
+@pytest.mark.parametrize("name", ["relu", "pre-activation residual"])
 def test_compiled_code_agrees(name: str) -> None:
     x = real(120, TIME, FEATURES, seed=4)
     compiled, eager = kernel_of(name, compile=True), kernel_of(name, compile=False)

@@ -26,12 +26,16 @@ from tangency.tiles import Tile
 __all__ = ["FEWEST", "CompilationWarning", "CompiledBlock", "evaluate"]
 
 Key = tuple[Hashable, ...]
+Shapes = list[tuple[int, ...]]
 AngleKey = tuple[Concrete, Concrete, Ties]
 
 
 LIKELY = 384
 """Examples per side for which code is tuned (whether a loop is worth several threads, say)."""
 
+
+MOST_OPERATIONS = 2500
+"""Compilation time grows faster than the number of operations: ten ReLU layers take two minutes."""
 
 FEWEST = 64
 """Examples below which there is nothing to gain (nor enough unequal sizes to compile for)."""
@@ -116,6 +120,8 @@ class CompiledBlock:
         self.dtype, self.device = rows.dtype, rows.device
         self.keys = list(left.asked), list(right.asked)
         self.angle_keys: list[AngleKey] = list(pairs.angle_blocks)
+        if any("expansion" in key for key in [*left.asked, *right.asked]):
+            raise RuntimeError("Hermite series of hundreds of terms take too long to compile")
         self.signature = self._signature(rows, columns)
         few = self._few(rows, columns)
         inputs = self._inputs(*few)
@@ -124,6 +130,9 @@ class CompiledBlock:
             return evaluate(output, self._pairs(few, tensors))
 
         graph = make_fx(block, tracing_mode="symbolic")(*inputs)
+        operations = len(graph.graph.nodes)
+        if operations > MOST_OPERATIONS:
+            raise RuntimeError(f"{operations} operations would take too long to compile")
         self._run: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
             graph, dynamic=True, options=_options(rows.device)
         )
@@ -134,7 +143,7 @@ class CompiledBlock:
 
         Symbolic tracing takes equal sizes for the same size.
         """
-        taken = {size for shape in self.signature for size in shape}
+        taken = {size for side in self.signature for shape in side for size in shape}
         cuts = []
         for side in (rows, columns):
             size = min(LIKELY, side.count)
@@ -145,17 +154,25 @@ class CompiledBlock:
         return cuts[0], cuts[1]
 
     def _pairs(self, sides: tuple[SideTile, SideTile], tensors: Sequence[Tensor]) -> Pairs:
-        first, second = len(self.keys[0]), len(self.keys[0]) + len(self.keys[1])
-        left = dict(zip(self.keys[0], tensors[:first], strict=True))
-        right = dict(zip(self.keys[1], tensors[first:second], strict=True))
-        pairs = Pairs(_Given(sides[0], left), _Given(sides[1], right))
+        """The pairs of a tile, made of what `_inputs` returns."""
+        first = _packed_length(self.signature[0])
+        second = first + _packed_length(self.signature[1])
+        parts = tensors[:first], tensors[first:second]
+        given = [
+            dict(zip(keys, _unpack(part, shapes), strict=True))
+            for keys, part, shapes in zip(self.keys, parts, self.signature, strict=True)
+        ]
+        pairs = Pairs(_Given(sides[0], given[0]), _Given(sides[1], given[1]))
         pairs.angle_blocks.update(zip(self.angle_keys, tensors[second:], strict=True))
         return pairs
 
-    def _inputs(self, left: Quantities, right: Quantities) -> list[Tensor]:
-        mine = [_ask(left, key) for key in self.keys[0]]
-        yours = [_ask(right, key) for key in self.keys[1]]
-        return [*mine, *yours, *(self._angles(left, right, key) for key in self.angle_keys)]
+    def _inputs(self, left: SideTile, right: SideTile) -> list[Tensor]:
+        quantities = [
+            tensor
+            for side, keys in zip((left, right), self.keys, strict=True)
+            for tensor in _pack([_ask(side, key) for key in keys])
+        ]
+        return [*quantities, *(self._angles(left, right, key) for key in self.angle_keys)]
 
     @staticmethod
     def _angles(left: Quantities, right: Quantities, key: AngleKey) -> Tensor:
@@ -166,11 +183,12 @@ class CompiledBlock:
 
     def on(self, rows: Side, columns: Side) -> Callable[[Tile], tuple[Tensor, Tensor]]:
         """A function that gives NNGP and NTK of a tile, as from `evaluate`."""
-        mine = [_ask(rows, key) for key in self.keys[0]]
-        yours = [_ask(columns, key) for key in self.keys[1]]
+        mine = _pack([_ask(rows, key) for key in self.keys[0]])
+        yours = _pack([_ask(columns, key) for key in self.keys[1]])
 
         def block(tile: Tile) -> tuple[Tensor, Tensor]:
-            inputs = [t[..., tile.rows] for t in mine] + [t[..., tile.columns] for t in yours]
+            inputs = [t[..., tile.rows].contiguous() for t in mine]
+            inputs += [t[..., tile.columns].contiguous() for t in yours]
             left, right = SideTile(rows, tile.rows), SideTile(columns, tile.columns)
             angles = (self._angles(left, right, key) for key in self.angle_keys)
             return self._run(*inputs, *angles)
@@ -189,11 +207,12 @@ class CompiledBlock:
         except KeyError:
             return False
 
-    def _signature(self, rows: Side, columns: Side) -> list[tuple[int, ...]]:
+    def _signature(self, rows: Side, columns: Side) -> tuple[Shapes, Shapes]:
         """Sizes of all quantities but for the number of examples, which comes last."""
-        asked = [_ask(rows, key) for key in self.keys[0]]
-        asked += [_ask(columns, key) for key in self.keys[1]]
-        return [tuple(quantity.shape[:-1]) for quantity in asked]
+        return (
+            [tuple(_ask(rows, key).shape[:-1]) for key in self.keys[0]],
+            [tuple(_ask(columns, key).shape[:-1]) for key in self.keys[1]],
+        )
 
     @classmethod
     def attempt(cls, output: Value, rows: Side, columns: Side) -> CompiledBlock | None:
@@ -209,6 +228,27 @@ class CompiledBlock:
                 stacklevel=4,
             )
             return None
+
+
+def _pack(quantities: Sequence[Tensor]) -> list[Tensor]:
+    """Vectors over the examples as rows of one matrix, then all other quantities.
+
+    A tile then cuts and passes few tensors.
+    """
+    vectors = [q for q in quantities if q.dim() == 1]
+    others = [q for q in quantities if q.dim() > 1]
+    return [torch.stack(vectors), *others] if vectors else others
+
+
+def _packed_length(shapes: Shapes) -> int:
+    return len([shape for shape in shapes if shape]) + (() in shapes)
+
+
+def _unpack(packed: Sequence[Tensor], shapes: Shapes) -> list[Tensor]:
+    """What `_pack` packed, in the old order."""
+    rest = iter(packed)
+    vectors = iter(next(rest).unbind(0)) if () in shapes else iter(())
+    return [next(rest) if shape else next(vectors) for shape in shapes]
 
 
 def _ask(side: Quantities, key: Key) -> Tensor:
