@@ -92,7 +92,8 @@ def training_check(
             batch normalisation or dropout.
         x: n examples, a pytree of tensors.
         y: (n,) or (n, out), real.
-        x_test, y_test: m more examples, and their targets if there are any.
+        x_test: m more examples.
+        y_test: their targets, if there are any.
         steps: of gradient descent, at least 1.
         learning_rate: positive; None takes half of `max_learning_rate`, and where training diverges
             with that, a quarter, an eighth or a sixteenth.

@@ -96,7 +96,8 @@ class InfiniteKernel:
         """E[f(x) f(x')], shape `(n1, n2)`, or `(n1, n2, *P, *P)` with position axes P.
 
         Args:
-            x1, x2: n1 and n2 examples; `x2=None` means the symmetric Gram matrix of `x1`.
+            x1: n1 examples.
+            x2: n2 examples; None means the symmetric Gram matrix of `x1`.
         """
         return self.pair(x1, x2).nngp
 
