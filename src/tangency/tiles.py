@@ -46,7 +46,7 @@ def plan(n1: int, n2: int, size: int, *, symmetric: bool = False) -> list[Tile]:
 def fill(out: Tensor, tile: Tile, values: Tensor, *, symmetric: bool = False) -> None:
     """Write one tile of `out`, shape (n1, n2, ...), and its mirror image where symmetric.
 
-    Two trailing dimensions, as of a full kernel (n1, n2, out, out), are exchanged in the mirror
+    The trailing dimensions of (n1, n2, out, out) or (n1, n2, *P, *P) are exchanged in the mirror
     image. The part of a tile on both sides of the diagonal becomes exactly symmetric.
     """
     out[tile.rows, tile.columns] = values
@@ -64,7 +64,11 @@ def fill(out: Tensor, tile: Tile, values: Tensor, *, symmetric: bool = False) ->
 
 def _mirrored(values: Tensor) -> Tensor:
     mirrored = values.transpose(0, 1)
-    return mirrored.transpose(-1, -2) if values.dim() == 4 else mirrored
+    trailing, odd = divmod(values.dim() - 2, 2)
+    if odd:  # one value per output, (n1, n2, out): nothing to exchange
+        return mirrored
+    left, right = range(2, 2 + trailing), range(2 + trailing, values.dim())
+    return mirrored.permute(0, 1, *right, *left)
 
 
 @contextmanager

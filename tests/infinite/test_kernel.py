@@ -209,6 +209,30 @@ def test_permuting_examples_permutes_the_kernel(seed: int, n: int, name: str) ->
     )
 
 
+class Grid(nn.Module):
+    """Outputs that keep two position axes, of which neither commutes with the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(x)))
+
+
+def test_symmetric_gram_with_two_position_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x = InfiniteKernel(Grid(), real(2, 2, 3, 6), init=HE), real(5, 2, 3, 6, seed=7)
+    rectangle = kernel.pair(x, x.clone())
+    assert rectangle.ntk.shape == (5, 5, 2, 3, 2, 3)
+    flat = InfiniteKernel(Grid(), real(2, 6), init=HE).ntk(x.flatten(0, 2))
+    expected = flat.view(5, 2, 3, 5, 2, 3).permute(0, 3, 1, 2, 4, 5)
+    for size in (512, 12):  # one tile, and many
+        monkeypatch.setattr(kernel_module, "TILE_PAIRS", size**2)
+        symmetric = kernel.pair(x)
+        torch.testing.assert_close(symmetric.ntk, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(symmetric.nngp, rectangle.nngp, rtol=1e-10, atol=1e-12)
+
+
 def test_orthogonal_maps_of_the_input_change_nothing() -> None:
     kernel = InfiniteKernel(mlp(activation=nn.SiLU), real(1, 6), init=HE)
     x, rotation = real(5, 6), torch.linalg.qr(real(6, 6, seed=9)).Q

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -238,11 +238,11 @@ def _fill(values: Tensor, dim: int, size: int) -> Tensor:
     return values.expand(*values.shape[:dim], size, *values.shape[dim + 1 :])
 
 
-def _map(block: Block | None, function: object) -> Block | None:
+def _map(block: Block | None, function: Callable[[Tensor], Tensor]) -> Block | None:
     if block is None:
         return None
-    ntk = None if block.ntk is None else function(block.ntk)  # type: ignore[operator]
-    return Block(function(block.versine), ntk)  # type: ignore[operator]
+    ntk = None if block.ntk is None else function(block.ntk)
+    return Block(function(block.versine), ntk)
 
 
 def _diagonal(
