@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tangency.cli import options
-from tangency.cli.storage import SUFFIXES, save
+from tangency.cli.storage import check_suffix, save
 from tangency.cli.terminal import console, reported
 from tangency.datasets import Dataset
 from tangency.empirical import EmpiricalKernel
@@ -66,10 +66,7 @@ def command(
 ) -> None:
     """Compute the kernel, write it and say what it looks like."""
     with reported(debug):
-        if out.suffix not in SUFFIXES:
-            raise typer.BadParameter(
-                f"'{out}' must end in {' or '.join(SUFFIXES)}.", param_hint="--out"
-            )
+        check_suffix(out)
         data, family = options.data_and_family(
             dataset,
             model=model,

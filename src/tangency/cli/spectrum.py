@@ -14,7 +14,7 @@ from tangency.analysis import Spectrum
 from tangency.analysis import spectrum as spectrum_of
 from tangency.cli import options
 from tangency.cli.kernel import Kind, KindOption, compute
-from tangency.cli.storage import SUFFIXES, load_kernel, save
+from tangency.cli.storage import check_suffix, load_kernel, save
 from tangency.cli.terminal import console, reported
 
 __all__ = ["EXAMPLES", "HELP", "command"]
@@ -58,10 +58,8 @@ def command(
 ) -> None:
     """Print the spectrum, and write it where that is asked for."""
     with reported(debug):
-        if out is not None and out.suffix not in SUFFIXES:
-            raise typer.BadParameter(
-                f"'{out}' must end in {' or '.join(SUFFIXES)}.", param_hint="--out"
-            )
+        if out is not None:
+            check_suffix(out)
         if not learning_rate > 0:
             raise typer.BadParameter("must be positive.", param_hint="--learning-rate")
         stored = load_kernel(Path(source)) if Path(source).is_file() else None

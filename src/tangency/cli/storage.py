@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
 from tangency.errors import InvalidInput, MissingDependency
 
-__all__ = ["SUFFIXES", "load_kernel", "save"]
+__all__ = ["check_suffix", "load_kernel", "save"]
 
 SUFFIXES = (".npz", ".safetensors")
+
+
+def check_suffix(out: Path) -> None:
+    """Refuse, as bad usage and before any work, a file name that `save` could not write."""
+    if out.suffix not in SUFFIXES:
+        raise typer.BadParameter(
+            f"'{out}' must end in {' or '.join(SUFFIXES)}.", param_hint="--out"
+        )
 
 
 def save(path: Path, tensors: dict[str, Tensor]) -> None:
