@@ -351,10 +351,24 @@ def test_a_tensor_and_its_own_transpose() -> None:
         flat(symmetrised)
 
 
-def test_a_convolution_is_refused_with_its_path() -> None:
-    model = nn.Sequential(nn.Sequential(nn.Conv1d(1, 4, 3)), nn.Flatten(), nn.Linear(16, 1))
-    with pytest.raises(UnsupportedOperation, match=r"aten\.conv1d\.default in module '0\.0' "):
-        capture(model, torch.randn(2, 1, FEATURES))
+def test_an_input_without_a_batch_is_refused_with_its_path() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv1d(FEATURES, 4, 1)))
+    with pytest.raises(
+        UnsupportedOperation, match=r"aten\.conv1d\.default in module 'inner\.0\.0' "
+    ):
+        capture(Transposed(model), torch.randn(2, FEATURES))
+
+
+class Transposed(nn.Module):
+    """Takes the batch for a spatial dimension."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x.T)
+        return out.T
 
 
 def test_the_same_operations_on_data_are_executed() -> None:

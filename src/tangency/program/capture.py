@@ -22,7 +22,7 @@ from tangency.program.axes import (
     shape_of,
     sizes_of,
 )
-from tangency.program.axis_rules import PRODUCTS, RULES, reduced_dimensions
+from tangency.program.axis_rules import RULES, WEIGHTED, reduced_dimensions
 from tangency.program.operations import base_name
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
@@ -153,8 +153,9 @@ class _Reader:
             self.axes[node] = cast(Shape, self._apply(node))
 
     def _apply(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
-        rule = RULES.get(base_name(node))
         executed = self.nature[node] == "concrete"
+        made = executed and base_name(node) in WEIGHTED  # by constants: they make no width
+        rule = None if made else RULES.get(base_name(node))
         if rule is None and not executed:
             raise UnsupportedOperation(
                 f"no axis rule for {location(node)}: it acts on values that depend on parameters. "
@@ -162,7 +163,7 @@ class _Reader:
                 "lists them), or use EmpiricalKernel, which needs no rules."
             )
         natures = {self.nature[n] for n in node.all_input_nodes}
-        if not executed and base_name(node) in PRODUCTS and "parameter" not in natures:
+        if not executed and base_name(node) in WEIGHTED and "parameter" not in natures:
             raise UnsupportedOperation(
                 f"{location(node)} multiplies two values that depend on parameters, which has no "
                 "rule (attention, for example); EmpiricalKernel needs no rules."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import fx
+from typing import cast
 
-__all__ = ["POINTWISE", "argument", "base_name"]
+from torch import fx
+from torch._ops import OpOverload
+
+__all__ = ["POINTWISE", "argument", "arguments", "base_name"]
 
 _POINTWISE = """
     abs acos acosh add addcmul asin asinh atan atan2 atanh ceil celu clamp clamp_max clamp_min
@@ -51,3 +54,11 @@ def argument(node: fx.Node, index: int, name: str, default: object = None) -> ob
     if len(node.args) > index:
         return node.args[index]
     return node.kwargs.get(name, default)
+
+
+def arguments(node: fx.Node) -> dict[str, object]:
+    """All arguments of an ATen node by the names of its schema, with its defaults filled in."""
+    schema = cast(OpOverload, node.target)._schema
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return defaults | given | node.kwargs

@@ -9,13 +9,15 @@ from typing import Literal, TypeAlias, cast
 from torch import fx
 
 from tangency.errors import UnsupportedOperation
+from tangency.program.geometry import CONVOLUTIONS
 from tangency.program.operations import argument, base_name
 from tangency.program.trace import Trace, location
 
 __all__ = ["ParameterUse", "Role", "Site", "find_sites"]
 
-Role: TypeAlias = Literal["affine", "bias", "scale", "norm"]
-"""`affine`: x W^T + b; `bias`: x + b; `scale`: x * s; `norm`: a norm's scale and shift."""
+Role: TypeAlias = Literal["affine", "convolution", "bias", "scale", "norm"]
+"""`affine`: x W^T + b; `convolution`: a filter (`tangency.program.geometry`) and a bias;
+`bias`: x + b; `scale`: x * s; `norm`: a norm's scale and shift."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def _site(trace: Trace, nature: Mapping[fx.Node, str], node: fx.Node) -> Site:
         return Site("affine", operand(0), use(1, "mat2", flip=True))
     if name == "addmm" and is_parameter[:3] == [True, False, True]:
         return Site("affine", operand(1), use(2, "mat2", flip=True), use(0, "bias"))
+    if name in CONVOLUTIONS and not is_parameter[0]:
+        return Site("convolution", operand(0), use(1, "weight"), use(2, "bias"))
     if name == "layer_norm":
         return Site("norm", operand(0), use(2, "weight"), use(3, "bias"))
     if name == "rms_norm":

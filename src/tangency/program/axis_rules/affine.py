@@ -1,0 +1,49 @@
+"""Products with a weight matrix, and convolutions: a weight makes a new width."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import fx
+
+from tangency.program.axes import AxisError, Dim, Shape, position, shape_of, width
+from tangency.program.axis_rules.registry import Axes, axis_rule
+from tangency.program.geometry import CONVOLUTIONS
+from tangency.program.operations import base_name
+
+__all__ = ["PRODUCTS", "WEIGHTED", "rows"]
+
+PRODUCTS = ("linear", "matmul", "mm", "addmm")
+"""Operations that are known as products with one weight matrix only."""
+
+WEIGHTED = (*PRODUCTS, *CONVOLUTIONS)
+"""Operations that a parameter must take part in, unless they act on data and constants alone."""
+
+
+@axis_rule(*PRODUCTS)
+def affine(node: fx.Node, axes: Axes) -> Shape:
+    start = 1 if base_name(node) == "addmm" else 0
+    x, weight = cast("tuple[fx.Node, fx.Node]", node.args[start : start + 2])
+    shape = shape_of(node)
+    if len(shape) != len(axes(x)):
+        raise AxisError("only products with one weight matrix are known")
+    return (*axes(x)[:-1], rows(weight, shape[-1]))
+
+
+def rows(weight: fx.Node, size: int) -> Dim:
+    """The width that a weight makes: the same one at every use, so that coordinates line up."""
+    while weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    known: dict[int, Dim] = weight.meta.setdefault("tangency_rows", {})
+    return known.setdefault(size, width(size))
+
+
+@axis_rule(*CONVOLUTIONS)
+def convolution(node: fx.Node, axes: Axes) -> Shape:
+    """Batch, the width that the weight makes, and new positions: they shift even at equal size."""
+    x, weight = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    shape = shape_of(node)
+    if len(shape) != len(shape_of(weight)):
+        raise AxisError("a convolution of an input without a batch dimension is not known")
+    spatial = tuple(position(size) for size in shape[2:])
+    return (axes(x)[0], rows(weight, shape[1]), *spatial)
