@@ -1,28 +1,29 @@
-"""The fully connected cases and their data: what both sides of the comparison share.
+"""What a case and a suite are, and the scales that both sides of the comparison are given.
 
 Imported in both environments, so it may use NumPy and the standard library alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "BIAS",
-    "FULLY_CONNECTED",
     "HIDDEN_WEIGHT",
     "OUTPUT_WEIGHT",
-    "WIDTH",
     "Case",
+    "Inputs",
+    "Layer",
+    "Suite",
+    "by_name",
     "checked_rows",
-    "examples",
 ]
 
-WIDTH = 512
 HIDDEN_WEIGHT = 2.0
 """Second moment of a hidden weight times its fan-in."""
 OUTPUT_WEIGHT = 1.0
@@ -30,8 +31,13 @@ OUTPUT_WEIGHT = 1.0
 BIAS = 0.09
 """Second moment of every bias."""
 
-CLUSTERS = 10
 CHECKED_ROWS = 64
+
+Layer = Literal["linear", "conv", "relu", "gelu", "pool", "global_pool", "flatten"]
+"""``conv`` keeps the size (stride 1, zero padding); ``pool`` is the average of 2 x 2 pixels.
+
+The last ``linear`` of a network is its output, one number; all others are hidden.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,42 +45,50 @@ class Case:
     """One network and one size of data, and what the project set out to reach on it."""
 
     name: str
-    activation: Literal["relu", "gelu"]
-    hidden_layers: int
+    layers: tuple[Layer, ...]
+    shape: tuple[int, ...]
+    """Of one input: (features,), or (channels, height, width)."""
     n: int
-    d: int
-    target_ratio: float
+    cross: bool = False
+    """The kernel of n inputs with n others, instead of the symmetric one of n inputs."""
+    filter_size: int = 3
+    """Side of the convolutions' filters, odd."""
+    target_ratio: float = 1.0
     """Least peer time divided by our time that counts as reached."""
     target_floor: float | None = None
     """Largest our time divided by the floor that counts as reached; None where none was set."""
+    target_ns: float | None = None
+    """Largest time per position pair and layer, in nanoseconds."""
+    target_s: float | None = None
+    """Largest time of the whole kernel, in seconds."""
+
+    @property
+    def size(self) -> str:
+        """The size of the kernel matrix in words: ``16``, or ``1 x 1`` with other columns."""
+        return f"{self.n} x {self.n}" if self.cross else str(self.n)
 
 
-FULLY_CONNECTED: dict[str, Case] = {
-    case.name: case
-    for case in (
-        Case("relu_depth3", "relu", 3, n=4000, d=784, target_ratio=5.0, target_floor=2.0),
-        Case("relu_depth10", "relu", 10, n=2000, d=784, target_ratio=8.0),
-        Case("gelu_depth3", "gelu", 3, n=2000, d=784, target_ratio=3.0),
-    )
-}
+class Inputs(NamedTuple):
+    """Inputs of the rows of the kernel, and of its columns where these are others."""
+
+    x: NDArray[np.float32]
+    other: NDArray[np.float32] | None
 
 
-def examples(case: Case, seed: int = 0) -> NDArray[np.float32]:
-    """Inputs of shape (n, d), float32, the same for the same seed.
+@dataclass(frozen=True)
+class Suite:
+    """Cases that are measured alike and stand in one section of the results."""
 
-    Independent Gaussian vectors in 784 dimensions are nearly orthogonal, and a kernel that is
-    wrong away from a right angle would pass on them. These lie around ten centres at
-    distances from a tenth of the centre's norm to twice it, with norms that differ by a factor of
-    up to four: the angles go from about 0.15 to beyond a right angle.
-    """
-    generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((CLUSTERS, case.d))
-    spread = generator.uniform(0.1, 2.0, size=(case.n, 1))
-    norm = generator.uniform(0.5, 2.0, size=(case.n, 1))
-    x = centres[generator.integers(CLUSTERS, size=case.n)]
-    x = x + spread * generator.standard_normal((case.n, case.d))
-    x *= norm / np.sqrt(np.mean(x**2, axis=1, keepdims=True))
-    return x.astype(np.float32)
+    name: str
+    cases: dict[str, Case]
+    inputs: Callable[[Case], Inputs]
+    repetitions: int
+    """Timed calls in a turn, unless the command line says otherwise."""
+
+
+def by_name(cases: Sequence[Case]) -> dict[str, Case]:
+    """The cases under their names, in order."""
+    return {case.name: case for case in cases}
 
 
 def checked_rows(case: Case, seed: int = 1) -> NDArray[np.int64]:

@@ -1,17 +1,18 @@
-"""The least work that any fully connected kernel must do, timed in the same process as ours.
-
-Whatever the network, the input Gram matrix product must be formed and each output written once.
-"""
+"""The least work that any kernel of a suite must do, timed in the same process as ours."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from measurement import Timing, measure
 from torch import Tensor
 
-__all__ = ["time_floors"]
+__all__ = ["FLOORS", "PRODUCT_SIDE"]
 
 PANEL = 500
+PRODUCT_SIDE = 2048
+"""Side of the square matrices whose product tells the processor's rate of arithmetic."""
 
 
 def lower_panels(x: Tensor, gram: Tensor) -> Tensor:
@@ -26,8 +27,8 @@ def lower_panels(x: Tensor, gram: Tensor) -> Tensor:
     return gram
 
 
-def time_floors(x: Tensor, repetitions: int) -> dict[str, Timing]:
-    """Time the parts of the floor on inputs ``x`` of shape (n, d).
+def gram_and_passes(x: Tensor, repetitions: int) -> dict[str, Timing]:
+    """What every fully connected kernel does: the Gram product of inputs (n, d), and its outputs.
 
     ``gram_full``: ``x @ x.T``. ``gram_half``: its lower triangle by row panels.
     ``pass_fresh``: one output allocated and filled. ``pass_reused``: one output filled that was
@@ -41,3 +42,21 @@ def time_floors(x: Tensor, repetitions: int) -> dict[str, Timing]:
         "pass_fresh": measure(lambda: x.new_empty(n, n).fill_(1.0), repetitions)[0],
         "pass_reused": measure(lambda: held.fill_(1.0), repetitions)[0],
     }
+
+
+def arithmetic(x: Tensor, repetitions: int) -> dict[str, Timing]:
+    """What bounds a convolutional kernel that stays in cache: arithmetic.
+
+    ``product``: a product of two square matrices of side `PRODUCT_SIDE`, in the dtype of ``x``; no
+    other work comes closer to the processor's peak.
+    """
+    square = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=x.dtype)
+    result = torch.empty_like(square)
+    return {"product": measure(lambda: torch.mm(square, square, out=result), repetitions)[0]}
+
+
+FLOORS: dict[str, Callable[[Tensor, int], dict[str, Timing]]] = {
+    "fully_connected": gram_and_passes,
+    "convolutional": arithmetic,
+}
+"""The parts of each suite's floor, timed on the case's inputs."""

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from cases import FULLY_CONNECTED, Case
+from cases import Case, Inputs, Suite
 from numpy.typing import NDArray
+from suites import SUITES
 
-__all__ = ["Job", "SideReport", "Timing", "measure", "pooled", "read_job", "save_rows"]
+__all__ = [
+    "Job",
+    "SideReport",
+    "Timing",
+    "job_parser",
+    "measure",
+    "pooled",
+    "read_job",
+    "save_inputs",
+    "save_rows",
+]
 
 Result = TypeVar("Result")
 
@@ -76,8 +87,9 @@ class SideReport:
 class Job(NamedTuple):
     """What the driver asks of one side's process."""
 
+    suite: Suite
     case: Case
-    x: NDArray[np.float32]
+    inputs: Inputs
     rows: NDArray[np.int64]
     report: Path
     kernels: Path
@@ -109,28 +121,45 @@ def pooled(timings: list[Timing]) -> Timing:
     return Timing(timings[0].first_call_s, [s for timing in timings for s in timing.samples_s])
 
 
-def read_job(description: str, flags: dict[str, str]) -> Job:
-    """Read a side's command line: the driver's paths, and the side's own on/off flags."""
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """The command line that the driver writes for either side; a side may add its own options."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--case", required=True, choices=sorted(FULLY_CONNECTED))
-    parser.add_argument("--input", required=True, type=Path, help="the .npz with x and rows")
+    parser.add_argument("--suite", required=True, choices=list(SUITES))
+    parser.add_argument("--case", required=True, help="a case of that suite")
+    parser.add_argument("--input", required=True, type=Path, help="the .npz of inputs and rows")
     parser.add_argument("--report", required=True, type=Path, help="the JSON file to write")
     parser.add_argument("--kernels", required=True, type=Path, help="the .npz of rows to write")
     parser.add_argument("--repetitions", type=int, default=7)
-    for flag, text in flags.items():
-        parser.add_argument(flag, action="store_true", help=text)
+    return parser
+
+
+def read_job(parser: argparse.ArgumentParser) -> Job:
+    """Read this process's command line and the inputs that it names."""
     options = parser.parse_args()
+    suite = SUITES[options.suite]
+    if options.case not in suite.cases:
+        parser.error(f"suite {suite.name} has the cases {', '.join(suite.cases)}")
     with np.load(options.input, allow_pickle=False) as data:
-        x, rows = data["x"], data["rows"]
+        inputs = Inputs(data["x"], data.get("other"))
+        rows = data["rows"]
     return Job(
-        case=FULLY_CONNECTED[options.case],
-        x=x,
+        suite=suite,
+        case=suite.cases[options.case],
+        inputs=inputs,
         rows=rows,
         report=options.report,
         kernels=options.kernels,
         repetitions=options.repetitions,
         options=options,
     )
+
+
+def save_inputs(path: Path, inputs: Inputs, rows: NDArray[np.int64]) -> None:
+    """Save what :func:`read_job` reads."""
+    if inputs.other is None:
+        np.savez(path, x=inputs.x, rows=rows)
+    else:
+        np.savez(path, x=inputs.x, rows=rows, other=inputs.other)
 
 
 def save_rows(path: Path, nngp: NDArray[Any], ntk: NDArray[Any]) -> None:

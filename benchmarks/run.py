@@ -1,4 +1,4 @@
-"""Run Tangency and a peer library side by side: ``python benchmarks/run.py fully_connected``.
+"""Run Tangency and a peer library side by side: ``python benchmarks/run.py convolutional``.
 
 Each side runs in processes of its own, one at a time and in turn, on the same inputs: see
 README.md.
@@ -10,115 +10,26 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-from cases import FULLY_CONNECTED, Case, checked_rows, examples
-from comparison import TOLERANCE, CaseResult, Rows, compare_rows
-from measurement import SideReport, Timing, pooled
+from cases import Suite
+from comparison import TOLERANCE, CaseResult
 from peer_environment import PeerEnvironmentError, ensure_peer_environment
+from runner import Plan, SideError, run_case
+from suites import SUITES
 from table import SectionError, render, rewrite_section, section_around
+from yardsticks import YARDSTICKS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
+OUTPUTS = HERE / "results"
 BUSY_LOAD = 0.5
 
 
-class SideError(Exception):
-    """A side's process ended with an error; its own output says why."""
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Starts the sides' processes for one case, inside one temporary folder."""
-
-    case: Case
-    folder: Path
-    peer_python: Path
-    repetitions: int
-
-    def side(self, label: str, python: Sequence[str], script: str, *flags: str) -> Path:
-        """Run one side to its end; returns where its report lies, if it times anything."""
-        report = self.folder / f"{label}.json"
-        command = [*python, str(HERE / script), "--case", self.case.name]
-        command += ["--input", str(self.folder / "input.npz"), "--report", str(report)]
-        command += ["--kernels", str(self.folder / f"{label}.npz")]
-        command += ["--repetitions", str(self.repetitions), *flags]
-        # A cache of its own: the first round's first call compiles, whatever ran here before.
-        own = {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
-        if subprocess.run(command, check=False, env=os.environ | own).returncode != 0:
-            raise SideError(f"{script} failed on {self.case.name}; its message stands above")
-        return report
-
-    def ours(self, label: str, *flags: str) -> SideReport:
-        """Our side, in the driver's own environment."""
-        script = "ours_fully_connected.py"
-        return SideReport.read(self.side(label, [sys.executable], script, *flags))
-
-    def peer(self) -> SideReport:
-        """The peer's side, in its environment."""
-        return SideReport.read(self.peer_side("peer"))
-
-    def reference(self) -> Rows:
-        """The compared rows in float64."""
-        self.peer_side("reference", "--reference")
-        return self.rows("reference")
-
-    def peer_side(self, label: str, *flags: str) -> Path:
-        """Run the peer's script; a PYTHONPATH meant for ours (-E) must not reach it."""
-        python = [str(self.peer_python), "-E"]
-        return self.side(label, python, "peer_fully_connected.py", *flags)
-
-    def rows(self, label: str) -> Rows:
-        """The compared rows that the process of that label saved."""
-        with np.load(self.folder / f"{label}.npz", allow_pickle=False) as data:
-            return {"nngp": data["nngp"], "ntk": data["ntk"]}
-
-
-def run_case(
-    case: Case, peer_python: Path, rounds: int, repetitions: int
-) -> tuple[CaseResult, dict[str, str]]:
-    """Measure one case: ours, peer, ours, peer...; returns the result and the versions run."""
-    with tempfile.TemporaryDirectory(prefix="tangency-bench-") as name:
-        folder = Path(name)
-        rows = checked_rows(case)
-        np.savez(folder / "input.npz", x=examples(case), rows=rows)
-        runner = Runner(case, folder, peer_python, repetitions)
-        ours: list[SideReport] = []
-        peers: list[SideReport] = []
-        for number in range(rounds):
-            say(f"{case.name}: round {number + 1} of {rounds}, Tangency")
-            ours.append(runner.ours("compiled"))
-            say(f"{case.name}: round {number + 1} of {rounds}, neural-tangents")
-            peers.append(runner.peer())
-        say(f"{case.name}: Tangency eager, float64 reference")
-        eager = runner.ours("eager", "--eager")
-        result = CaseResult(
-            case=case,
-            compiled=pooled([report.timings["compiled"] for report in ours]),
-            eager=eager.timings["eager"],
-            peer=pooled([report.timings["jitted"] for report in peers]),
-            floors=pooled_floors(ours),
-            errors=compare_rows(
-                runner.rows("compiled"), runner.rows("peer"), runner.reference(), rows
-            ),
-        )
-    versions = ours[0].versions | peers[0].versions
-    return result, versions | {"torch threads": str(ours[0].threads)}
-
-
-def pooled_floors(reports: Sequence[SideReport]) -> dict[str, Timing]:
-    """Each part of the floor over all rounds."""
-    return {part: pooled([report.floors[part] for report in reports]) for part in reports[0].floors}
-
-
-def describe_setting(versions: dict[str, str], rounds: int, repetitions: int) -> dict[str, str]:
+def describe_setting(rounds: int, repetitions: int) -> dict[str, str]:
     """Where, when and with what a run was made."""
     load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
     return {
@@ -126,7 +37,6 @@ def describe_setting(versions: dict[str, str], rounds: int, repetitions: int) ->
         "processor": f"{processor_name()}, {usable_cores()} cores",
         "load average before": load,
         "repetitions": f"{rounds} rounds of {repetitions}, the sides in turn, one at a time",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
@@ -155,15 +65,15 @@ def say(text: str) -> None:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("suite", nargs="?", default="fully_connected", choices=["fully_connected"])
-    parser.add_argument(
-        "--case",
-        action="append",
-        choices=sorted(FULLY_CONNECTED),
-        help="one case only; may be given again (default: all)",
-    )
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"{', '.join(SUITES)} (all)")
+    parser.add_argument("--case", action="append", help="one case only; may be given again (all)")
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each side")
-    parser.add_argument("--repetitions", type=positive, default=7, help="timed calls in a turn")
+    parser.add_argument(
+        "--repetitions", type=positive, help="timed calls in a turn (by default the suite's own)"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="also leave a profile of each case in results/"
+    )
     parser.add_argument(
         "--peer-env",
         type=Path,
@@ -176,11 +86,19 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--write",
         action="store_true",
-        help="also rewrite the measured section of RESULTS.md, if the kernels agree",
+        help="also rewrite the suite's section of RESULTS.md, if the kernels agree",
     )
     options = parser.parse_args(arguments)
     if options.write and options.case:
         parser.error("--write needs every case: leave out --case")
+    for name in options.suites:
+        if name not in SUITES:
+            parser.error(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    options.suites = [SUITES[name] for name in options.suites or SUITES]
+    known = [name for suite in options.suites for name in suite.cases]
+    for name in options.case or []:
+        if name not in known:
+            parser.error(f"there is no case {name!r}; there are {', '.join(known)}")
     return options
 
 
@@ -192,53 +110,60 @@ def positive(text: str) -> int:
     return value
 
 
-def run_suite(options: argparse.Namespace) -> bool:
-    """Run the cases, leave JSON and table; returns whether all kernels agree."""
+def run_suite(suite: Suite, options: argparse.Namespace) -> bool:
+    """Run a suite's cases, leave JSON and tables; returns whether all kernels agree."""
+    names = [name for name in suite.cases if options.case is None or name in options.case]
+    if not names:
+        return True
     if options.write:
-        section_around(RESULTS, options.suite)
-    say(f"the peer's environment: {options.peer_env}")
-    peer_python = ensure_peer_environment(options.peer_env, options.peer_python)
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY_LOAD:
-        say(f"warning: load average {os.getloadavg()[0]:.2f}: others use these cores")
-    setting = describe_setting({}, options.rounds, options.repetitions)
+        section_around(RESULTS, suite.name)
+    OUTPUTS.mkdir(exist_ok=True)
+    plan = Plan(
+        suite=suite,
+        peer_python=ensure_peer_environment(options.peer_env, options.peer_python),
+        rounds=options.rounds,
+        repetitions=options.repetitions or suite.repetitions,
+        profiles=OUTPUTS if options.profile else None,
+        say=say,
+    )
+    setting = describe_setting(plan.rounds, plan.repetitions)
     results: list[CaseResult] = []
-    for name in options.case or FULLY_CONNECTED:
-        result, versions = run_case(
-            FULLY_CONNECTED[name], peer_python, options.rounds, options.repetitions
-        )
+    for name in names:
+        result, versions = run_case(suite.cases[name], plan)
         setting["versions"] = ", ".join(f"{key} {value}" for key, value in versions.items())
         results.append(result)
-    text = render(results, setting)
+    text = render(suite.name, results, setting)
     print(text)
-    save_json(options.suite, results, setting)
+    save_json(suite.name, results, setting)
     agreed = all(result.agree for result in results)
     if options.write and agreed:
-        rewrite_section(RESULTS, options.suite, text)
+        rewrite_section(RESULTS, suite.name, text)
     return agreed
 
 
 def save_json(suite: str, results: Sequence[CaseResult], setting: dict[str, str]) -> None:
     """Keep everything measured in ``results/``, one file a run."""
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    path = folder / f"{suite}-{stamp}.json"
-    content = {"setting": setting, "cases": [result.to_dict() for result in results]}
-    path.write_text(json.dumps(content, indent=1))
+    path = OUTPUTS / f"{suite}-{stamp}.json"
+    cases = [result.to_dict() | {"yardsticks": YARDSTICKS[suite](result)} for result in results]
+    path.write_text(json.dumps({"setting": setting, "cases": cases}, indent=1))
     say(f"saved {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the driver; returns the exit code: 1 where something failed or kernels disagree."""
     options = read_options(arguments)
+    say(f"the peer's environment: {options.peer_env}")
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY_LOAD:
+        say(f"warning: load average {os.getloadavg()[0]:.2f}: others use these cores")
     try:
-        agreed = run_suite(options)
+        disagreeing = [suite.name for suite in options.suites if not run_suite(suite, options)]
     except (PeerEnvironmentError, SectionError, SideError) as error:
         say(f"error: {error}")
         return 1
-    if not agreed:
-        say(f"error: the kernels disagree by more than {TOLERANCE:g}; see the table")
-    return 0 if agreed else 1
+    for name in disagreeing:
+        say(f"error: {name}: kernels disagree by more than {TOLERANCE:g}; see its table")
+    return 1 if disagreeing else 0
 
 
 if __name__ == "__main__":
