@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tangency.infinite.input_angles import input_versines
 from tangency.infinite.layout import Block, Layout, Ties
 from tangency.infinite.pairs import Pairs, Quantities
-from tangency.infinite.side import Side, SideTile
+from tangency.infinite.side import DATA, Side, SideTile
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
 from tangency.tiles import Tile
@@ -26,7 +26,8 @@ from tangency.tiles import Tile
 __all__ = ["FEWEST", "CompilationWarning", "CompiledBlock", "evaluate"]
 
 Key = tuple[Hashable, ...]
-Shapes = list[tuple[int, ...]]
+Shapes = list[tuple[tuple[int, ...], torch.dtype]]
+"""Sizes of quantities but for the number of examples, and their types."""
 AngleKey = tuple[Concrete, Concrete, Ties]
 
 
@@ -66,24 +67,24 @@ class _Recorder:
         self.side = side
         self.asked: dict[Key, Tensor] = {}
 
-    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
-        result = self.side.quantity(value, name, *args)
-        if name != "unit":
-            key = (value, name, *args)
+    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
+        result = self.side.quantity(value, name, *args, wide=wide)
+        if name not in DATA:
+            key = (value, name, wide, *args)
             self.asked[key] = result
         return result
 
     def mean(self, value: Value) -> Tensor | None:
         result = self.side.mean(value)
         if result is not None:
-            self.asked[value, "mean"] = result
+            self.asked[value, "mean", True] = result
         return result
 
     def names(self, value: Value, table: str) -> tuple[str, ...]:
         return self.side.names(value, table)
 
-    def number(self, number: float) -> Tensor:
-        return self.side.number(number)
+    def number(self, number: float, *, wide: bool = False) -> Tensor:
+        return self.side.number(number, wide=wide)
 
 
 class _Given:
@@ -93,18 +94,18 @@ class _Given:
         self.side = side
         self.given = given
 
-    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
-        key = (value, name, *args)
+    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
+        key = (value, name, wide, *args)
         return self.given[key]
 
     def mean(self, value: Value) -> Tensor | None:
-        return self.given.get((value, "mean"))
+        return self.given.get((value, "mean", True))
 
     def names(self, value: Value, table: str) -> tuple[str, ...]:
         return self.side.names(value, table)
 
-    def number(self, number: float) -> Tensor:
-        return self.side.number(number)
+    def number(self, number: float, *, wide: bool = False) -> Tensor:
+        return self.side.number(number, wide=wide)
 
 
 class CompiledBlock:
@@ -143,7 +144,7 @@ class CompiledBlock:
 
         Symbolic tracing takes equal sizes for the same size.
         """
-        taken = {size for side in self.signature for shape in side for size in shape}
+        taken = {size for side in self.signature for shape, _ in side for size in shape}
         cuts = []
         for side in (rows, columns):
             size = min(LIKELY, side.count)
@@ -155,11 +156,11 @@ class CompiledBlock:
 
     def _pairs(self, sides: tuple[SideTile, SideTile], tensors: Sequence[Tensor]) -> Pairs:
         """The pairs of a tile, made of what `_inputs` returns."""
-        first = _packed_length(self.signature[0])
-        second = first + _packed_length(self.signature[1])
+        first = _packed_length(self.signature[0], self.dtype)
+        second = first + _packed_length(self.signature[1], self.dtype)
         parts = tensors[:first], tensors[first:second]
         given = [
-            dict(zip(keys, _unpack(part, shapes), strict=True))
+            dict(zip(keys, _unpack(part, shapes, self.dtype), strict=True))
             for keys, part, shapes in zip(self.keys, parts, self.signature, strict=True)
         ]
         pairs = Pairs(_Given(sides[0], given[0]), _Given(sides[1], given[1]))
@@ -170,7 +171,7 @@ class CompiledBlock:
         quantities = [
             tensor
             for side, keys in zip((left, right), self.keys, strict=True)
-            for tensor in _pack([_ask(side, key) for key in keys])
+            for tensor in _pack([_ask(side, key) for key in keys], self.dtype)
         ]
         return [*quantities, *(self._angles(left, right, key) for key in self.angle_keys)]
 
@@ -183,8 +184,8 @@ class CompiledBlock:
 
     def on(self, rows: Side, columns: Side) -> Callable[[Tile], tuple[Tensor, Tensor]]:
         """A function that gives NNGP and NTK of a tile, as from `evaluate`."""
-        mine = _pack([_ask(rows, key) for key in self.keys[0]])
-        yours = _pack([_ask(columns, key) for key in self.keys[1]])
+        mine = _pack([_ask(rows, key) for key in self.keys[0]], self.dtype)
+        yours = _pack([_ask(columns, key) for key in self.keys[1]], self.dtype)
 
         def block(tile: Tile) -> tuple[Tensor, Tensor]:
             inputs = [t[..., tile.rows].contiguous() for t in mine]
@@ -210,8 +211,8 @@ class CompiledBlock:
     def _signature(self, rows: Side, columns: Side) -> tuple[Shapes, Shapes]:
         """Sizes of all quantities but for the number of examples, which comes last."""
         return (
-            [tuple(_ask(rows, key).shape[:-1]) for key in self.keys[0]],
-            [tuple(_ask(columns, key).shape[:-1]) for key in self.keys[1]],
+            [_shape(_ask(rows, key)) for key in self.keys[0]],
+            [_shape(_ask(columns, key)) for key in self.keys[1]],
         )
 
     @classmethod
@@ -230,32 +231,36 @@ class CompiledBlock:
             return None
 
 
-def _pack(quantities: Sequence[Tensor]) -> list[Tensor]:
-    """Vectors over the examples as rows of one matrix, then all other quantities.
+def _shape(quantity: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tuple(quantity.shape[:-1]), quantity.dtype
+
+
+def _pack(quantities: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Vectors of type `dtype` over the examples as rows of one matrix, then all other quantities.
 
     A tile then cuts and passes few tensors.
     """
-    vectors = [q for q in quantities if q.dim() == 1]
-    others = [q for q in quantities if q.dim() > 1]
+    vectors = [q for q in quantities if _shape(q) == ((), dtype)]
+    others = [q for q in quantities if _shape(q) != ((), dtype)]
     return [torch.stack(vectors), *others] if vectors else others
 
 
-def _packed_length(shapes: Shapes) -> int:
-    return len([shape for shape in shapes if shape]) + (() in shapes)
+def _packed_length(shapes: Shapes, dtype: torch.dtype) -> int:
+    return len([shape for shape in shapes if shape != ((), dtype)]) + (((), dtype) in shapes)
 
 
-def _unpack(packed: Sequence[Tensor], shapes: Shapes) -> list[Tensor]:
+def _unpack(packed: Sequence[Tensor], shapes: Shapes, dtype: torch.dtype) -> list[Tensor]:
     """What `_pack` packed, in the old order."""
     rest = iter(packed)
-    vectors = iter(next(rest).unbind(0)) if () in shapes else iter(())
-    return [next(rest) if shape else next(vectors) for shape in shapes]
+    vectors = iter(next(rest).unbind(0)) if ((), dtype) in shapes else iter(())
+    return [next(vectors) if shape == ((), dtype) else next(rest) for shape in shapes]
 
 
 def _ask(side: Quantities, key: Key) -> Tensor:
-    value, name, *args = key
+    value, name, wide, *args = key
     assert isinstance(value, Value)
     if name == "mean":
         mean = side.mean(value)
         assert mean is not None
         return mean
-    return side.quantity(value, str(name), *args)
+    return side.quantity(value, str(name), *args, wide=bool(wide))

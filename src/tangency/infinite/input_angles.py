@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tangency.infinite.layout import Layout, place
 
-__all__ = ["input_versines"]
+__all__ = ["input_products", "input_versines"]
 
 NEAR = 1e-2
 """Versines below this are computed from the difference of the vectors, not from their product."""
@@ -32,11 +32,11 @@ def input_versines(left: Tensor, right: Tensor, layout: Layout, *, coincident: b
     rows = place(left, indices, layout.rank)
     columns = place(right, [layout.index("right", b) for b in layout.right], layout.rank)
     if coincident and left is right and layout.ties == {(a, a) for a in layout.left}:
-        return rows.new_zeros(rows.shape[:-1])
+        return rows.new_zeros(rows.shape[:-1], dtype=torch.float64)
     if coincident:
-        return _half_squared_distance(rows, columns)
+        return _half_squared_distance(rows.double(), columns.double())
     tied = [layout.index("left", a) for a, _ in layout.ties]
-    versine = _one_minus_products(rows, columns, sorted(tied), len(layout.left))
+    versine = _products(rows, columns, sorted(tied), len(layout.left), from_one=True)
     if layout.rank == 0 and left.shape == right.shape and left.data_ptr() == right.data_ptr():
         versine.fill_diagonal_(2.0)  # a tile on the diagonal: leave it out of the search, ...
         _refine(versine, rows, columns)
@@ -49,8 +49,21 @@ def _half_squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return 0.5 * (a - b).square().sum(-1)
 
 
-def _one_minus_products(rows: Tensor, columns: Tensor, tied: list[int], left: int) -> Tensor:
-    """1 - x.x' by one batched matrix product; tied dimensions are its batch."""
+def input_products(left: Tensor, right: Tensor, layout: Layout, *, coincident: bool) -> Tensor:
+    """x.x' for arguments as those of `input_versines`, of any norm."""
+    indices = [layout.index("left", a) for a in layout.left]
+    rows = place(left, indices, layout.rank)
+    columns = place(right, [layout.index("right", b) for b in layout.right], layout.rank)
+    if coincident:
+        return (rows * columns).sum(-1)
+    tied = [layout.index("left", a) for a, _ in layout.ties]
+    return _products(rows, columns, sorted(tied), len(layout.left))
+
+
+def _products(
+    rows: Tensor, columns: Tensor, tied: list[int], left: int, *, from_one: bool = False
+) -> Tensor:
+    """x.x' (or 1 - x.x') by one batched matrix product; tied dimensions are its batch."""
     rank = rows.dim() - 2
     free = [k for k in range(rank) if k not in tied]
     mine, yours = [k for k in free if k < left], [k for k in free if k >= left]
@@ -59,13 +72,14 @@ def _one_minus_products(rows: Tensor, columns: Tensor, tied: list[int], left: in
     batch = [rows.shape[k] for k in tied]
     n1, n2, d = rows.shape[-2], columns.shape[-2], rows.shape[-1]
     sizes_a, sizes_b = [rows.shape[k] for k in mine], [columns.shape[k] for k in yours]
-    a = a.reshape(*batch, math.prod(sizes_a) * n1, d)
-    b = b.reshape(*batch, math.prod(sizes_b) * n2, d)
-    one = a.new_ones(1, 1)
-    if a.dim() == 2:
-        product = torch.addmm(one, a, b.mT, alpha=-1)
+    a = a.reshape(math.prod(batch), math.prod(sizes_a) * n1, d)
+    b = b.reshape(math.prod(batch), math.prod(sizes_b) * n2, d)
+    if not from_one:
+        product = torch.bmm(a, b.mT)
+    elif batch:
+        product = torch.baddbmm(a.new_ones(1, 1, 1), a, b.mT, alpha=-1)
     else:
-        product = torch.baddbmm(one[None], a.flatten(0, -3), b.flatten(0, -3).mT, alpha=-1)
+        product = torch.addmm(a.new_ones(1, 1), a[0], b[0].mT, alpha=-1)
     product = product.reshape(*batch, *sizes_a, n1, *sizes_b, n2)
     now = [*tied, *mine, "n1", *yours, "n2"]
     order = [now.index(k) for k in [*range(rank), "n1", "n2"]]

@@ -148,21 +148,30 @@ class InfiniteKernel:
 
     def _diagonal(self, side: Side) -> KernelPair:
         output = self._output
-        ties = frozenset((a, a) for a in output.positions)
-        block = side.pairs.block(output, output, ties)
-        assert block is not None
         nngp = side.second_moment(output)
-        ntk = torch.zeros_like(nngp) if block.ntk is None else block.ntk.expand_as(nngp)
+        ties = frozenset((a, a) for a in output.positions)
+        parts = []
+        for pairs in side.chunks(self._most_positions() ** 2):
+            block = pairs.block(output, output, ties)
+            assert block is not None
+            shape = block.versine.shape if block.ntk is None else block.ntk.shape
+            ntk = nngp.new_zeros(shape) if block.ntk is None else block.ntk
+            parts.append(ntk.expand(*(a.size for a in output.positions), -1))
         inner, wanted = output.positions, self._positions
-        full = (side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, ntk))
-        return KernelPair(*(k.movedim(-1, 0).clone() for k in full))
+        full = (
+            side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, torch.cat(parts, -1))
+        )
+        return KernelPair(*(k.movedim(-1, 0).to(side.dtype).clone() for k in full))
+
+    def _most_positions(self) -> int:
+        """Positions of the random value that has most."""
+        program = self.program
+        random = [n for n in program.axes if program.nature[n] == "random"]
+        return max(size_of(program.atoms(n, "position")) for n in random)
 
     def _tile_size(self) -> int:
         """Examples per side of a tile, so that no block has more than `TILE_PAIRS` entries."""
-        program = self.program
-        random = [n for n in program.axes if program.nature[n] == "random"]
-        most = max(size_of(program.atoms(n, "position")) for n in random)
-        return max(1, math.isqrt(TILE_PAIRS) // most)
+        return max(1, math.isqrt(TILE_PAIRS) // self._most_positions())
 
     def _blocks(
         self, rows: Side, columns: Side, plan: Sequence[tiles.Tile]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tangency.program.axes import Axis
 
-__all__ = ["Block", "Layout", "Positions", "Ties", "Which", "place"]
+__all__ = ["Block", "Layout", "Moments", "Positions", "Ties", "Which", "place"]
 
 Positions: TypeAlias = tuple[Axis, ...]
 Ties: TypeAlias = frozenset[tuple[Axis, Axis]]
@@ -32,6 +32,17 @@ class Block(NamedTuple):
     """
 
     versine: Tensor
+    ntk: Tensor | None
+
+
+class Moments(NamedTuple):
+    """Covariance of two values as their second moment E[u v], in float64, and their NTK.
+
+    Linear maps over positions act on moments; float64 keeps in a sum what a versine tells of two
+    values that nearly coincide. `ntk` is None where it is zero because no parameter is shared.
+    """
+
+    moment: Tensor
     ntk: Tensor | None
 
 
@@ -71,6 +82,10 @@ class Layout:
         """The layout of a part of this block: other values, the same ties where both axes exist."""
         ties = frozenset((a, b) for a, b in self.ties if a in left and b in right)
         return Layout(left, right, ties)
+
+    def tied(self, axis: Axis) -> Axis | None:
+        """The right axis to which a left axis is tied."""
+        return next((b for a, b in self.ties if a is axis), None)
 
     def swap(self, which: Which, positions: Positions) -> Layout:
         """This layout with the positions of one value replaced."""

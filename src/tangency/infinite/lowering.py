@@ -119,12 +119,19 @@ class Lowering:
         positions = tuple(a for a in atoms if a not in features and a.kind != "batch")
         return Concrete(node, positions, features, start, length)
 
-    def pieces(self, node: fx.Node, cuts: frozenset[int]) -> tuple[tuple[float, Value], ...]:
-        """The strands of a node, cut also at `cuts`, with their fractions of the width."""
-        size = self.width(node)
-        edges = sorted({0, size} | self.cuts(node) | cuts)
+    def pieces(
+        self, node: fx.Node, cuts: frozenset[int], begin: int = 0, size: int | None = None
+    ) -> tuple[tuple[float, Value], ...]:
+        """The strands of a stretch of a node's width, with their fractions of it.
+
+        The stretch (the whole width, if no size is given) is cut where the node changes its nature,
+        and also at `cuts`, which count from its beginning.
+        """
+        size = self.width(node) - begin if size is None else size
+        own = {c - begin for c in self.cuts(node) if begin < c < begin + size}
+        edges = sorted({0, size} | own | cuts)
         return tuple(
-            ((stop - start) / size, self.strand(node, start, stop - start))
+            ((stop - start) / size, self.strand(node, begin + start, stop - start))
             for start, stop in itertools.pairwise(edges)
         )
 

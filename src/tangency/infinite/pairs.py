@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from tangency.infinite.input_angles import input_versines
-from tangency.infinite.layout import Block, Layout, Ties, Which
+from tangency.infinite.input_angles import input_products, input_versines
+from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
 
@@ -19,13 +19,13 @@ __all__ = ["Pairs", "Quantities"]
 class Quantities(Protocol):
     """What a block needs to know of one of its two sides."""
 
-    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor: ...
+    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor: ...
 
     def mean(self, value: Value) -> Tensor | None: ...
 
     def names(self, value: Value, table: str) -> tuple[str, ...]: ...
 
-    def number(self, number: float) -> Tensor: ...
+    def number(self, number: float, *, wide: bool = False) -> Tensor: ...
 
 
 class Pairs:
@@ -42,6 +42,7 @@ class Pairs:
         self.coincident = coincident
         self.flipped = False
         self._blocks: dict[tuple[Value, Value, Ties], Block | None] = {}
+        self._moments: dict[tuple[Value, Value, Ties], Moments | None] = {}
         self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
         self._mirror: Pairs | None = None
 
@@ -53,15 +54,31 @@ class Pairs:
             return _turn(self.mirror.block(v, u, there.ties), there, layout)
         key = (u, v, ties)
         if key not in self._blocks:
-            self._blocks[key] = self._compute(u, v, ties)
+            layout = Layout(u.positions, v.positions, ties)
+            if u.precedence >= v.precedence:
+                self._blocks[key] = u.covariance(v, layout, self)
+            else:
+                there = layout.mirrored
+                block = v.covariance(u, there, self.mirror)
+                self._blocks[key] = _turn(block, there, layout)
         return self._blocks[key]
 
-    def _compute(self, u: Value, v: Value, ties: Ties) -> Block | None:
-        layout = Layout(u.positions, v.positions, ties)
-        if u.precedence >= v.precedence:
-            return u.covariance(v, layout, self)
-        there = layout.mirrored
-        return _turn(v.covariance(u, there, self.mirror), there, layout)
+    def moments(self, u: Value, v: Value, ties: Ties) -> Moments | None:
+        """The same covariance as its float64 moment E[u v], for linear maps over positions."""
+        if self.flipped:
+            layout = Layout(u.positions, v.positions, ties)
+            there = layout.mirrored
+            return _turn(self.mirror.moments(v, u, there.ties), there, layout)
+        key = (u, v, ties)
+        if key not in self._moments:
+            layout = Layout(u.positions, v.positions, ties)
+            if u.precedence >= v.precedence:
+                self._moments[key] = u.moments(v, layout, self)
+            else:
+                there = layout.mirrored
+                moments = v.moments(u, there, self.mirror)
+                self._moments[key] = _turn(moments, there, layout)
+        return self._moments[key]
 
     @property
     def mirror(self) -> Pairs:
@@ -85,10 +102,21 @@ class Pairs:
         return spread.unsqueeze(-1) if self._on_rows(which) else spread.unsqueeze(-2)
 
     def quantity(
-        self, which: Which, value: Value, name: str, *args: Hashable, layout: Layout
+        self,
+        which: Which,
+        value: Value,
+        name: str,
+        *args: Hashable,
+        layout: Layout,
+        wide: bool = False,
     ) -> Tensor:
-        """A quantity of the left or right value, shaped to broadcast in the block."""
-        return self._spread(self._side(which).quantity(value, name, *args), which, layout)
+        """A quantity of the left or right value, shaped to broadcast in the block.
+
+        It is of the block's type, or float64 if `wide`.
+        """
+        side = self._side(which)
+        wide = wide or self.coincident
+        return self._spread(side.quantity(value, name, *args, wide=wide), which, layout)
 
     def table(self, which: Which, value: Value, table: str, layout: Layout) -> dict[str, Tensor]:
         """All entries of a composite's table on one side."""
@@ -98,30 +126,62 @@ class Pairs:
         }
 
     def mean(self, which: Which, value: Value, layout: Layout) -> Tensor | None:
-        """E[value], or None where it is zero by construction."""
+        """E[value], in float64, or None where it is zero by construction."""
         mean = self._side(which).mean(value)
         return None if mean is None else self._spread(mean, which, layout)
 
-    def number(self, number: float, layout: Layout) -> Tensor:
+    def number(self, number: float, layout: Layout, *, wide: bool = False) -> Tensor:
         """A number with the rank of the block."""
         rank = layout.rank + (1 if self.coincident else 2)
-        return self.rows.number(number).reshape((1,) * rank)
+        scalar = self.rows.number(number, wide=wide or self.coincident)
+        return scalar.reshape((1,) * rank)
 
     def moment(self, u: Value, v: Value, block: Block, layout: Layout) -> Tensor:
-        """E[u v] = sd_u sd_v (1 - versine)."""
+        """E[u v] = sd_u sd_v (1 - versine), in the block's type."""
         left = self.quantity("left", u, "sd", layout=layout)
         right = self.quantity("right", v, "sd", layout=layout)
         return left * right * (1 - block.versine)
+
+    def from_block(self, u: Value, v: Value, layout: Layout) -> Moments | None:
+        """Moments of two values from their block."""
+        block = self.block(u, v, layout.ties)
+        if block is None:
+            return None
+        left = self.quantity("left", u, "sd", layout=layout, wide=True)
+        right = self.quantity("right", v, "sd", layout=layout, wide=True)
+        return Moments(left * right * (1 - block.versine.double()), block.ntk)
+
+    def from_moments(self, u: Value, v: Value, layout: Layout) -> Block | None:
+        """The block of two values from their moments."""
+        moments = self.moments(u, v, layout.ties)
+        if moments is None:
+            return None
+        return self.from_moment(u, v, moments.moment, moments.ntk, layout)
 
     def from_moment(
         self, u: Value, v: Value, moment: Tensor, ntk: Tensor | None, layout: Layout
     ) -> Block:
         """The block with E[u v] = `moment`."""
-        left = self.quantity("left", u, "sd", layout=layout)
-        right = self.quantity("right", v, "sd", layout=layout)
-        scale = left * right
-        cosine = torch.where(scale > 0, moment / torch.where(scale > 0, scale, 1.0), 0.0)
-        return Block(1 - cosine, ntk)
+        left = self.quantity("left", u, "sd", layout=layout, wide=True)
+        right = self.quantity("right", v, "sd", layout=layout, wide=True)
+        versine = 1 - moment * (_inverse(left) * _inverse(right))
+        if self.coincident and u is v and layout.ties == {(a, a) for a in u.positions}:
+            versine = torch.zeros_like(versine)  # without rounding
+        return Block(versine.to(self.dtype), ntk)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of versines and NTKs."""
+        return self.rows.number(0.0, wide=self.coincident).dtype
+
+    def products(self, u: Concrete, v: Concrete, layout: Layout) -> Tensor:
+        """Means over the features of the products of two concrete values, in float64."""
+        if self.flipped:
+            there = layout.mirrored
+            return layout.embed_mirrored(self.mirror.products(v, u, there), there)
+        left, right = self.rows.quantity(u, "array"), self.columns.quantity(v, "array")
+        whole = input_products(left.double(), right.double(), layout, coincident=self.coincident)
+        return whole / u.length
 
     def angles(self, u: Concrete, v: Concrete, layout: Layout) -> Tensor:
         """Versines between the data of two concrete values."""
@@ -135,9 +195,19 @@ class Pairs:
         return self.angle_blocks[key]
 
 
-def _turn(block: Block | None, there: Layout, layout: Layout) -> Block | None:
+def _inverse(values: Tensor) -> Tensor:
+    """1 / values, and 0 where they are 0."""
+    positive = values > 0
+    return torch.where(positive, 1 / torch.where(positive, values, 1.0), 0.0)
+
+
+Covariance = TypeVar("Covariance", Block, Moments)
+
+
+def _turn(block: Covariance | None, there: Layout, layout: Layout) -> Covariance | None:
     """A block computed with left and right exchanged, in the layout asked for."""
     if block is None:
         return None
-    ntk = None if block.ntk is None else layout.embed_mirrored(block.ntk, there)
-    return Block(layout.embed_mirrored(block.versine, there), ntk)
+    first, ntk = block
+    turned = None if ntk is None else layout.embed_mirrored(ntk, there)
+    return type(block)(layout.embed_mirrored(first, there), turned)

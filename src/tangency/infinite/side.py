@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,15 +17,22 @@ from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import BATCH, resolve
 from tangency.program.capture import Program
 
-__all__ = ["Side", "SideTile"]
+__all__ = ["DATA", "Side", "SideTile"]
 
 T = TypeVar("T")
+
+CHUNK = 1 << 22
+"""Entries of a block between the positions of single examples."""
+
+DATA = ("array", "unit")
+"""Quantities of data `(*positions, n, features)`; all others end in the examples."""
 
 
 class Side:
     """A batch of examples, its concrete values, and the one-example quantities of all values.
 
-    Quantities are O(n): they are computed once for the whole data set, and tiles cut from them.
+    Quantities are O(n): they are computed once for the whole data set, in float64, and tiles cut
+    from them in `dtype`. Data stay in `dtype`.
     """
 
     def __init__(
@@ -53,9 +60,10 @@ class Side:
             self._memo[key] = compute()
         return cast(T, self._memo[key])
 
-    def number(self, number: float) -> Tensor:
-        """A scalar tensor."""
-        return torch.tensor(number, dtype=self.dtype, device=self.device)
+    def number(self, number: float, *, wide: bool = True) -> Tensor:
+        """A scalar tensor, in float64 or in `dtype`."""
+        dtype = torch.float64 if wide else self.dtype
+        return torch.tensor(number, dtype=dtype, device=self.device)
 
     def full(self, values: Tensor, positions: Positions) -> Tensor:
         """`values` expanded to `(*positions, n)`."""
@@ -63,8 +71,14 @@ class Side:
 
     # -- quantities of values ----------------------------------------------------------------
 
-    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
-        """The result of the method `name` of a value on this side, `(*lead, *positions, n)`."""
+    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = True) -> Tensor:
+        """The result of the method `name` of a value on this side, `(*lead, *positions, n)`.
+
+        It is computed in float64; without `wide`, it is given in `dtype`.
+        """
+        if not wide:
+            key = (value, name, *args, "narrow")
+            return self.memo(key, lambda: self.quantity(value, name, *args).to(self.dtype))
         if name == "sd":
             return self.sd(value)
         key = (value, name, *args)
@@ -95,6 +109,13 @@ class Side:
         layout = Layout(u.positions, v.positions, ties)
         moment = self.pairs.moment(u, v, block, layout)
         return to_positions(moment, (*layout.left, *layout.free_right), positions)
+
+    def chunks(self, entries: int) -> Iterator[Pairs]:
+        """Coincident pairs of some examples at a time; `entries` is the size of one's block."""
+        size = max(1, CHUNK // entries)
+        for start in range(0, self.count, size):
+            tile = SideTile(self, slice(start, min(start + size, self.count)))
+            yield self.pairs if size >= self.count else Pairs(tile, tile, coincident=True)
 
     # -- concrete values ---------------------------------------------------------------------
 
@@ -179,10 +200,10 @@ class SideTile:
         self.side = side
         self.index = index
 
-    def quantity(self, value: Value, name: str, *args: Hashable) -> Tensor:
-        """A quantity cut to the tile's examples."""
-        whole = self.side.quantity(value, name, *args)
-        if name == "unit":
+    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
+        """A quantity cut to the tile's examples, in the data's type or in float64."""
+        whole = self.side.quantity(value, name, *args, wide=wide)
+        if name in DATA:
             return whole[..., self.index, :]
         return whole[..., self.index]
 
@@ -195,6 +216,6 @@ class SideTile:
         """Names of the entries of a composite's table."""
         return self.side.names(value, table)
 
-    def number(self, number: float) -> Tensor:
+    def number(self, number: float, *, wide: bool = False) -> Tensor:
         """A scalar tensor."""
-        return self.side.number(number)
+        return self.side.number(number, wide=wide)

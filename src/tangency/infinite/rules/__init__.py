@@ -1,5 +1,5 @@
 """One file per family of operations; importing this package registers all rules."""
 
-from tangency.infinite.rules import affine, normalization, pointwise, structure
+from tangency.infinite.rules import affine, convolution, normalization, pointwise, structure
 
-__all__ = ["affine", "normalization", "pointwise", "structure"]
+__all__ = ["affine", "convolution", "normalization", "pointwise", "structure"]

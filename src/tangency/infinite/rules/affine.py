@@ -9,9 +9,10 @@ from torch import fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
-from tangency.infinite.values.sources import Bias, Weight, WeightInput
+from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
+from tangency.infinite.values.weight import Weight, WeightInput
 from tangency.program.axes import Axis, resolve, size_of
 from tangency.program.sites import Site
 

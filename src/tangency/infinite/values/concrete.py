@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from tangency.infinite.layout import Block, Layout, Positions
+from tangency.infinite.layout import Block, Layout, Moments, Positions
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.value import Value
 
@@ -51,7 +51,7 @@ class Concrete(Value):
     def norm(self, side: Side) -> Tensor:
         """Euclidean norm over the features, shape `(*positions, n)`."""
         array = side.quantity(self, "array")
-        norm: Tensor = torch.linalg.vector_norm(array, dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(array, dim=-1, dtype=torch.float64)
         tiny, huge = torch.finfo(array.dtype).tiny ** 0.5, torch.finfo(array.dtype).max ** 0.5
         if bool(((norm > tiny) & (norm < huge)).all()):
             return norm
@@ -62,14 +62,14 @@ class Concrete(Value):
 
     def unit(self, side: Side) -> Tensor:
         """The data scaled to norm one over the features; zero rows stay zero."""
-        norm = side.quantity(self, "norm")
-        return side.quantity(self, "array") / torch.where(norm > 0, norm, 1.0)[..., None]
+        norm, array = side.quantity(self, "norm"), side.quantity(self, "array")
+        return array / torch.where(norm > 0, norm, 1.0)[..., None].to(array.dtype)
 
     def second_moment(self, side: Side) -> Tensor:
         return side.quantity(self, "norm").square() / self.length
 
     def mean(self, side: Side) -> Tensor | None:
-        return side.quantity(self, "array").mean(-1)
+        return side.quantity(self, "array").mean(-1, dtype=torch.float64)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         if isinstance(other, Concrete):
@@ -77,6 +77,11 @@ class Concrete(Value):
         if isinstance(other, One):
             return product_of_means(self, other, layout, pairs)
         return None
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        if isinstance(other, Concrete):
+            return Moments(pairs.products(self, other, layout), None)
+        return pairs.from_block(self, other, layout)
 
 
 def product_of_means(u: Value, v: Value, layout: Layout, pairs: Pairs) -> Block | None:

@@ -1,36 +1,43 @@
-"""Values that select, join or average positions of other values."""
+"""Values that select, join or map positions of other values."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Positions
-from tangency.infinite.values.value import Value, to_positions
-from tangency.program.axes import Axis
+from tangency.infinite.layout import Block, Layout, Moments, Positions, Which
+from tangency.infinite.values.value import Value, diagonal, fill, to_positions
+from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["Average", "Join", "Take"]
+__all__ = ["OUTSIDE", "Average", "Join", "Linear", "Mapped", "Take"]
+
+OUTSIDE = -1
+"""The index of a position that is not there: its value is zero."""
 
 
 class Take(Value):
-    """The positions `indices` of one axis of a value; a single index removes the axis."""
+    """The positions `indices` of one axis of a value; `OUTSIDE` stands for a zero.
+
+    Without a `new` axis, one position is taken and the axis is gone.
+    """
 
     precedence = 5
 
-    def __init__(self, source: Value, axis: Axis, new: Axis | None, indices: range) -> None:
+    def __init__(self, source: Value, axis: Axis, new: Axis | None, indices: Sequence[int]) -> None:
         positions = [new if a is axis else a for a in source.positions]
         super().__init__(tuple(a for a in positions if a is not None))
         self.source = source
         self.axis = axis
         self.new = new
-        self.indices = indices
+        self.indices = tuple(indices)
 
     @property
     def gaussian(self) -> bool:
@@ -41,10 +48,15 @@ class Take(Value):
         return self.source.centred
 
     def _cut(self, values: Tensor, dim: int) -> Tensor:
-        whole = _fill(values, dim, self.axis.size)
+        whole = fill(values, dim, self.axis.size)
         if self.new is None:
             return whole.select(dim, self.indices[0])
-        return whole.index_select(dim, torch.tensor(self.indices, device=values.device))
+        index = torch.tensor(self.indices, device=values.device)
+        taken = whole.index_select(dim, index.clamp_min(0))
+        if OUTSIDE not in self.indices:
+            return taken
+        inside = (index != OUTSIDE).to(values.dtype)
+        return taken * inside.reshape(-1, *[1] * (values.dim() - 1 - dim))
 
     def second_moment(self, side: Side) -> Tensor:
         return self._cut(side.second_moment(self.source), self.source.positions.index(self.axis))
@@ -54,7 +66,7 @@ class Take(Value):
         return None if mean is None else self._cut(mean, self.source.positions.index(self.axis))
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        partner = _partner(self.new, layout) if self.new is not None else None
+        partner = layout.tied(self.new) if self.new is not None else None
         if partner is not None:
             return self._tied(other, partner, layout, pairs)
         inner = Layout(self.source.positions, other.positions, layout.ties)
@@ -105,7 +117,7 @@ class Join(Value):
     def _assemble(self, parts: Sequence[tuple[Tensor, Axis | None]]) -> Tensor:
         """Pieces along dimension 0; those that fill one place have no such dimension yet."""
         blocks = [
-            part.unsqueeze(0) if own is None else _fill(part, 0, own.size) for part, own in parts
+            part.unsqueeze(0) if own is None else fill(part, 0, own.size) for part, own in parts
         ]
         shape = torch.broadcast_shapes(*(block.shape[1:] for block in blocks))
         return torch.cat([block.expand(block.shape[0], *shape) for block in blocks])
@@ -128,7 +140,7 @@ class Join(Value):
         return side.full(self._assemble(parts), self.positions)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        partner = _partner(self.axis, layout)
+        partner = layout.tied(self.axis)
         if partner is None:
             return self._block(
                 [(value, own, other, None) for value, own in self.pieces], layout, pairs
@@ -169,7 +181,7 @@ class Join(Value):
 
     def _piece_layout(self, own: Axis | None, theirs: Axis | None, layout: Layout) -> Layout:
         """The layout of one piece's block: the joined axis replaced by the piece's own."""
-        partner = _partner(self.axis, layout)
+        partner = layout.tied(self.axis)
         left = self._piece_positions(own)
         right = tuple(
             b if b is not partner else theirs for b in layout.right if b is not partner or theirs
@@ -180,15 +192,11 @@ class Join(Value):
         return Layout(left, right, frozenset(ties))  # type: ignore[arg-type]
 
 
-class Average(Value):
-    """The mean of a value over some of its positions."""
+class Linear(Value):
+    """A constant linear map over positions; acts on float64 moments."""
 
     precedence = 5
-
-    def __init__(self, source: Value, axes: Positions) -> None:
-        super().__init__(tuple(a for a in source.positions if a not in axes))
-        self.source = source
-        self.axes = axes
+    source: Value
 
     @property
     def gaussian(self) -> bool:
@@ -198,44 +206,94 @@ class Average(Value):
     def centred(self) -> bool:
         return self.source.centred
 
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        return pairs.from_moments(self, other, layout)
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        for a, b in layout.ties:
+            if a not in self.source.positions:
+                wide = Layout(layout.left, layout.right, layout.ties - {(a, b)})
+                return diagonal(pairs.moments(self, other, wide.ties), (a, b), wide)
+        inner = Layout(self.source.positions, other.positions, layout.ties)
+        moments = pairs.moments(self.source, other, inner.ties)
+        if moments is None:
+            return None
+        moment = self.apply(moments.moment, inner, "left")
+        ntk = None if moments.ntk is None else self.apply(moments.ntk, inner, "left")
+        return Moments(moment, ntk)
+
     def second_moment(self, side: Side) -> Tensor:
-        ties = frozenset((a, a) for a in self.positions)
+        size = size_of(self.source.positions)
+        parts = [self._second_moment(pairs) for pairs in side.chunks(size**2)]
+        return side.full(torch.cat(parts, dim=-1), self.positions)
+
+    def _second_moment(self, pairs: Pairs) -> Tensor:
+        """E[u^2] of some of a side's examples."""
+        kept = tuple(a for a in self.source.positions if a in self.positions)
+        ties = frozenset((a, a) for a in kept)
         layout = Layout(self.source.positions, self.source.positions, ties)
-        block = side.pairs.block(self.source, self.source, ties)
+        moments = pairs.moments(self.source, self.source, ties)
+        assert moments is not None
+        half = self.apply(moments.moment, layout, "left")
+        layout = Layout(self.positions, self.source.positions, ties)
+        block: Moments | None = Moments(self.apply(half, layout, "right"), None)
+        layout = Layout(self.positions, self.positions, ties)
+        for axis in self.positions:
+            if axis not in kept:
+                block = diagonal(block, (axis, axis), layout)
+                layout = Layout(layout.left, layout.right, layout.ties | {(axis, axis)})
         assert block is not None
-        moment = side.pairs.moment(self.source, self.source, block, layout)
-        dims = [layout.index("left", a) for a in self.axes]
-        dims += [layout.index("right", a) for a in self.axes]
-        for dim, axis in zip(dims, (*self.axes, *self.axes), strict=True):
-            moment = _fill(moment, dim, axis.size)
-        return moment.mean(dim=dims)
+        return block.moment.expand(*(a.size for a in self.positions), block.moment.shape[-1])
+
+    @abstractmethod
+    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
+        """The map along the left or right axis of a block laid out by `layout`."""
+
+
+class Average(Linear):
+    """The mean of a value over some of its positions."""
+
+    def __init__(self, source: Value, axes: Positions) -> None:
+        super().__init__(tuple(a for a in source.positions if a not in axes))
+        self.source = source
+        self.axes = axes
+
+    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
+        dims = [layout.index(which, a) for a in self.axes]
+        return values.mean(dim=dims)
 
     def mean(self, side: Side) -> Tensor | None:
         mean = side.mean(self.source)
         dims = [self.source.positions.index(a) for a in self.axes]
         return None if mean is None else mean.mean(dim=dims)
 
-    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        inner = Layout(self.source.positions, other.positions, layout.ties)
-        block = pairs.block(self.source, other, inner.ties)
-        if block is None:
-            return None
-        dims = [inner.index("left", a) for a in self.axes]
-        moment = pairs.moment(self.source, other, block, inner).mean(dim=dims)
-        ntk = None if block.ntk is None else block.ntk.mean(dim=dims)
-        return pairs.from_moment(self, other, moment, ntk, layout)
 
+class Mapped(Linear):
+    """A matrix along one position axis: pooling, interpolation, aggregation over a fixed graph.
 
-def _partner(axis: Axis | None, layout: Layout) -> Axis | None:
-    """The right axis to which a left axis is tied."""
-    return next((b for a, b in layout.ties if a is axis), None)
+    `matrix` is `(new, old)`, float64; an axis of size one stands for a dimension without atom.
+    """
 
+    def __init__(self, source: Value, axis: Axis, new: Axis | None, matrix: Tensor) -> None:
+        replaced = (new if a is axis else a for a in source.positions)
+        super().__init__(tuple(a for a in replaced if a is not None))
+        self.source = source
+        self.axis = axis
+        self.new = new
+        self.matrix = matrix
 
-def _fill(values: Tensor, dim: int, size: int) -> Tensor:
-    """`values` with a broadcast dimension expanded."""
-    if values.shape[dim] == size:
-        return values
-    return values.expand(*values.shape[:dim], size, *values.shape[dim + 1 :])
+    def _along(self, values: Tensor, dim: int) -> Tensor:
+        whole = fill(values, dim, self.axis.size)
+        matrix = self.matrix.to(values)
+        mapped: Tensor = torch.tensordot(matrix, whole, dims=([1], [dim])).movedim(0, dim)
+        return mapped.squeeze(dim) if self.new is None else mapped
+
+    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
+        return self._along(values, layout.index(which, self.axis))
+
+    def mean(self, side: Side) -> Tensor | None:
+        mean = side.mean(self.source)
+        return None if mean is None else self._along(mean, self.source.positions.index(self.axis))
 
 
 def _map(block: Block | None, function: Callable[[Tensor], Tensor]) -> Block | None:
@@ -250,11 +308,4 @@ def _diagonal(
 ) -> Block | None:
     """A tied block as the diagonal of the one in which the two axes are free."""
     wide = Layout(layout.left, layout.right, layout.ties - {tie})
-    i, j = wide.index("left", tie[0]), wide.index("right", tie[1])
-    size = tie[0].size
-
-    def take(values: Tensor) -> Tensor:
-        whole = _fill(_fill(values, i, size), j, size)
-        return whole.diagonal(dim1=i, dim2=j).movedim(-1, i)
-
-    return _map(pairs.block(u, v, wide.ties), take)
+    return diagonal(pairs.block(u, v, wide.ties), tie, wide)

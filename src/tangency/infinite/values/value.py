@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Positions, place
+from tangency.infinite.layout import Block, Layout, Moments, Positions, place
+from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["Value", "to_positions"]
+__all__ = ["Value", "diagonal", "fill", "to_positions"]
 
 
 class Value(ABC):
@@ -53,8 +54,39 @@ class Value(ABC):
         None where the two are uncorrelated because they share no randomness.
         """
 
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        """The same covariance as float64 moments; linear values compute these first."""
+        return pairs.from_block(self, other, layout)
+
 
 def to_positions(values: Tensor, have: Positions, want: Positions) -> Tensor:
     """A side quantity over positions `have` as one that broadcasts over `want`."""
     lead = values.dim() - 1 - len(have)
     return place(values, [want.index(a) for a in have], len(want), lead=lead)
+
+
+def fill(values: Tensor, dim: int, size: int) -> Tensor:
+    """`values` with a broadcast dimension expanded."""
+    if values.shape[dim] == size:
+        return values
+    return values.expand(*values.shape[:dim], size, *values.shape[dim + 1 :])
+
+
+Covariance = TypeVar("Covariance", Block, Moments)
+
+
+def diagonal(
+    covariance: Covariance | None, tie: tuple[Axis, Axis], wide: Layout
+) -> Covariance | None:
+    """A tied covariance as the diagonal of the one, laid out by `wide`, with free axes."""
+    if covariance is None:
+        return None
+    i, j = wide.index("left", tie[0]), wide.index("right", tie[1])
+    size = tie[0].size
+
+    def take(values: Tensor) -> Tensor:
+        whole = fill(fill(values, i, size), j, size)
+        return whole.diagonal(dim1=i, dim2=j).movedim(-1, i)
+
+    first, ntk = covariance
+    return type(covariance)(take(first), None if ntk is None else take(ntk))
