@@ -121,8 +121,10 @@ class Pairs:
     def table(self, which: Which, value: Value, table: str, layout: Layout) -> dict[str, Tensor]:
         """All entries of a composite's table on one side."""
         names = self._side(which).names(value, table)
+        own = table == "expansion"  # a series chooses the types of its entries itself
         return {
-            name: self.quantity(which, value, "entry", table, name, layout=layout) for name in names
+            name: self.quantity(which, value, "entry", table, name, layout=layout, wide=own)
+            for name in names
         }
 
     def mean(self, which: Which, value: Value, layout: Layout) -> Tensor | None:

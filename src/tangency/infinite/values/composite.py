@@ -74,8 +74,9 @@ class Composite(Value):
         return self.dual.moments(self._source_sd(side))
 
     def expansion(self, side: Side) -> dict[str, Tensor]:
-        """The Hermite series on one side."""
-        expansion = series.expand(self.function(side, self.positions), self._source_sd(side))
+        """The Hermite series on one side, as accurate as the side's data type."""
+        sd = self._source_sd(side).to(side.dtype)  # its type says how long the series has to be
+        expansion = series.expand(self.function(side, self.positions), sd)
         bound = float(series.truncation(expansion).max())
         if bound > TOLERATED:
             warnings.warn(
@@ -96,6 +97,10 @@ class Composite(Value):
         """One entry of `closed_form` or `expansion`."""
         entries: dict[str, Tensor] = side.memo((table, self), lambda: getattr(self, table)(side))
         return entries[name]
+
+    def slope(self, side: Side) -> Tensor:
+        """E[phi'(g)]."""
+        return self.entry("expansion", "slope", side)
 
     @property
     def _table(self) -> str:
@@ -145,7 +150,7 @@ class Composite(Value):
         block = pairs.block(self.source, other, inner.ties)
         if block is None:
             return None
-        slope = pairs.quantity("left", self, "entry", "expansion", "slope", layout=layout)
+        slope = pairs.quantity("left", self, "slope", layout=layout)
         moment = layout.embed(pairs.moment(self.source, other, block, inner), inner) * slope
         ntk = None if block.ntk is None else layout.embed(block.ntk, inner) * slope
         return pairs.from_moment(self, other, moment, ntk, layout)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tangency.infinite.values.value import fill
 from tangency.program.axes import Axis
@@ -58,6 +59,9 @@ class Window:
 
 def single_sum(values: Tensor, dim: int, window: Window) -> Tensor:
     """Sum over the taps along one dimension."""
+    if has_torch_function_unary(values):  # a traced tensor: one operation, not many slices
+        traced: Tensor = handle_torch_function(single_sum, (values,), values, dim, window)
+        return traced
     spread = window.spread(values, dim)
     total = spread[_index(spread, {dim: window.tap(0)})]
     for t in range(1, window.taps):
