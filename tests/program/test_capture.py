@@ -322,7 +322,6 @@ UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "over the batch": (lambda h: h - h.mean(0), "aten.mean.dim"),
     "concatenated examples": (lambda h: torch.cat([h, h])[::2], "aten.cat.default"),
     "one example": (lambda h: h + h[0], "aten.select.int"),
-    "expanded": (lambda h: h[:, None].expand(-1, 3, -1), "aten.expand.default"),
     "merged axes selected": (
         lambda h: torch.stack([h, h], 1).flatten(1)[:, 3],
         "aten.select.int",

@@ -116,11 +116,6 @@ REFUSED: dict[str, tuple[Callable[[Bare, Tensor], Tensor], str]] = {
     "division by a parameter": (lambda m, x: (x @ m.V) / m.s, "uses a parameter in a way"),
     "power of a parameter": (lambda m, x: (x @ m.V).abs() ** m.s, "uses a parameter in a way"),
     "prelu": (lambda m, x: F.prelu(x @ m.V, m.s), "uses a parameter in a way"),
-    "subtracted": (lambda m, x: x @ m.V - m.b, "uses a parameter in a way"),
-    "multiple of a bias by alpha": (
-        lambda m, x: torch.add(x @ m.V, m.b, alpha=2),
-        "uses a parameter in a way",
-    ),
 }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Axis",
     "AxisError",
     "Dim",
+    "Kind",
     "Shape",
     "batch",
     "identify",

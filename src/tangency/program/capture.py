@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
+import torch
 from torch import fx, nn
 
 from tangency.errors import UnsupportedOperation
@@ -19,15 +20,18 @@ from tangency.program.axes import (
     batch,
     position,
     resolve,
-    shape_of,
     sizes_of,
 )
-from tangency.program.axis_rules import RULES, WEIGHTED, reduced_dimensions
+from tangency.program.axis_rules import PRODUCTS, RULES, WEIGHTED, Axes, reduced_dimensions
 from tangency.program.operations import base_name
+from tangency.program.parameters import is_view
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
 
 __all__ = ["Nature", "Program", "capture"]
+
+WEIGHT_ARGUMENTS = {"addmm": 2, "embedding": 0}
+"""Which argument the weight is, where it is not the second."""
 
 Nature: TypeAlias = Literal["parameter", "concrete", "statistic", "random"]
 """What a value is: made of parameters alone; of data and constants; a mean over a width axis of
@@ -110,27 +114,24 @@ class _Reader:
         for node in self.trace.graph.nodes:
             if node in live:
                 self.nature[node] = self._nature(node)
-                if self.nature[node] != "parameter":
-                    self._read_axes(node)
+                self._read_axes(node)
         self._check_distinct()
-        sites = find_sites(self.trace, self.nature)
+        sites = find_sites(self.trace, self.nature, self.axes)
         return Program(self.trace, self.axes, self.nature, sites)
 
     def _nature(self, node: fx.Node) -> Nature:
         if node in self.trace.parameters:
             return "parameter"
-        natures = {self.nature[n] for n in node.all_input_nodes}
-        if "random" not in natures:
-            if natures == {"parameter"}:
-                return "parameter"
-            if "parameter" in natures:
-                return "random"
-            return "statistic" if "statistic" in natures else "concrete"
-        return "statistic" if self._loses_width(node) else "random"
+        if _is_number(node):
+            return "concrete"
+        natures = {self.nature[n] for n in node.all_input_nodes if not _is_number(n)}
+        if "random" in natures:
+            return "statistic" if self._loses_width(node) else "random"
+        if "parameter" in natures:
+            return "parameter" if natures == {"parameter"} and is_view(node) else "random"
+        return "statistic" if "statistic" in natures else "concrete"
 
     def _loses_width(self, node: fx.Node) -> bool:
-        if base_name(node) == "sym_size":
-            return True
         if base_name(node) not in ("mean", "sum"):
             return False
         source = cast(fx.Node, node.args[0])
@@ -153,33 +154,44 @@ class _Reader:
             self.axes[node] = cast(Shape, self._apply(node))
 
     def _apply(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
-        executed = self.nature[node] == "concrete"
-        made = executed and base_name(node) in WEIGHTED  # by constants: they make no width
-        rule = None if made else RULES.get(base_name(node))
-        if rule is None and not executed:
-            raise UnsupportedOperation(
-                f"no axis rule for {location(node)}: it acts on values that depend on parameters. "
-                "Rewrite it with operations that are known (tangency.program.axis_rules.RULES "
-                "lists them), or use EmpiricalKernel, which needs no rules."
-            )
-        natures = {self.nature[n] for n in node.all_input_nodes}
-        if not executed and base_name(node) in WEIGHTED and "parameter" not in natures:
-            raise UnsupportedOperation(
-                f"{location(node)} multiplies two values that depend on parameters, which has no "
-                "rule (attention, for example); EmpiricalKernel needs no rules."
-            )
+        free = self.nature[node] in ("concrete", "parameter")  # may do without a rule
+        if free and base_name(node) in WEIGHTED:  # by constants: they make no width
+            return self._fresh(node)
+        rule = RULES.get(base_name(node))
+        if rule is None and not free:
+            raise self._no_rule(node)
+        self._check_weight(node)
         if rule is not None:
             try:
-                return rule(node, self._argument_axes)
+                return rule(node, Axes(self.axes, self.nature, self.batch))
             except AxisError as error:
-                if not executed:
+                if not free:
                     raise UnsupportedOperation(f"{location(node)}: {error}.") from error
         return self._fresh(node)
 
-    def _argument_axes(self, node: fx.Node) -> Shape:
-        if self.nature[node] == "parameter":
-            return tuple(position(size) for size in shape_of(node))
-        return self.axes[node]
+    def _no_rule(self, node: fx.Node) -> UnsupportedOperation:
+        if all(self.nature[n] == "parameter" for n in node.all_input_nodes):
+            return _computed_parameter(node)
+        return UnsupportedOperation(
+            f"no axis rule for {location(node)}: it acts on values that depend on parameters. "
+            "Rewrite it with operations that are known (tangency.program.axis_rules.RULES "
+            "lists them), or use EmpiricalKernel, which needs no rules."
+        )
+
+    def _check_weight(self, node: fx.Node) -> None:
+        """The weight of a layer is a parameter, not a value that depends on data or a product."""
+        if base_name(node) not in (*WEIGHTED, *PRODUCTS) or self.nature[node] != "random":
+            return
+        weight = cast(fx.Node, node.args[WEIGHT_ARGUMENTS.get(base_name(node), 1)])
+        if self.nature[weight] != "random":
+            return
+        if not any(axis is self.batch for dim in self.axes[weight] for axis in resolve(dim)):
+            raise _computed_parameter(node)
+        if base_name(node) in WEIGHTED:
+            raise UnsupportedOperation(
+                f"{location(node)} takes as its weight a value that depends on data, which has no "
+                "rule; EmpiricalKernel needs no rules."
+            )
 
     def _fresh(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
         """Axes of an executed node, from its sizes alone."""
@@ -197,11 +209,23 @@ class _Reader:
     def _check_distinct(self) -> None:
         for node, shape in self.axes.items():
             atoms: list[Axis] = [a for dim in shape for a in resolve(dim)]
-            if len(set(map(id, atoms))) < len(atoms) and self.nature[node] != "concrete":
+            if len(set(map(id, atoms))) < len(atoms) and self.nature[node] == "random":
                 raise UnsupportedOperation(
                     f"{location(node)} aligns two axes of one tensor with each other "
                     "(adding a tensor to its own transpose, for example), which is not known."
                 )
+
+
+def _computed_parameter(node: fx.Node) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"{location(node)} computes with a parameter before it meets the data; only views, slices, "
+        "transposes and scalar factors are known. EmpiricalKernel needs no rules."
+    )
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node is a size or another number rather than a tensor."""
+    return isinstance(node.meta.get("val"), (bool, int, float, torch.SymInt, torch.SymFloat))
 
 
 def _ancestors(output: fx.Node) -> set[fx.Node]:

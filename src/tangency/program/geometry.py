@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from torch import fx
 
@@ -12,28 +12,52 @@ from tangency.program.axes import shape_of
 from tangency.program.operations import arguments, base_name
 
 __all__ = [
+    "ADAPTIVE_POOLS",
     "CONVOLUTIONS",
+    "MAX_POOLS",
+    "PADS",
     "POOLS",
+    "UPSAMPLINGS",
     "ConvGeometry",
+    "PadGeometry",
+    "PatchGeometry",
     "PoolGeometry",
     "conv_geometry",
+    "pad_geometry",
+    "patch_geometry",
     "pool_geometry",
+    "spatial_rank",
 ]
 
-CONVOLUTIONS = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "convolution",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-)
 
-POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _each(*patterns: str) -> tuple[str, ...]:
+    return tuple(pattern.format(rank) for pattern in patterns for rank in (1, 2, 3))
+
+
+CONVOLUTIONS = ("convolution", *_each("conv{}d", "conv_transpose{}d"))
+POOLS = _each("avg_pool{}d")
+ADAPTIVE_POOLS = _each("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d")
+MAX_POOLS = _each("max_pool{}d")
+UPSAMPLINGS = (
+    *_each("upsample_nearest{}d", "_upsample_nearest_exact{}d"),
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+)
+PADS = (
+    "pad",
+    "constant_pad_nd",
+    "_pad_circular",
+    *_each("reflection_pad{}d", "replication_pad{}d"),
+)
 
 Sizes: TypeAlias = tuple[int, ...]
 """One number per spatial dimension."""
+
+PadMode: TypeAlias = Literal["constant", "reflect", "replicate", "circular"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,11 @@ def _per_dimension(value: object, rank: int) -> Sizes:
     return sizes * rank if len(sizes) == 1 else sizes
 
 
+def spatial_rank(node: fx.Node) -> int:
+    """Number of spatial dimensions, from the digit in the operation's name (2 for `avg_pool2d`)."""
+    return next(int(c) for c in reversed(base_name(node)) if c.isdigit())
+
+
 @dataclass(frozen=True)
 class PoolGeometry:
     """An average pooling's geometry; every tuple has one entry per spatial dimension.
@@ -127,7 +156,7 @@ class PoolGeometry:
 def pool_geometry(node: fx.Node) -> PoolGeometry:
     """The geometry of an average pooling node (an operation in `POOLS`)."""
     given = arguments(node)
-    rank = int(base_name(node)[-2])
+    rank = spatial_rank(node)
     kernel = _per_dimension(given["kernel_size"], rank)
     return PoolGeometry(
         kernel=kernel,
@@ -137,3 +166,67 @@ def pool_geometry(node: fx.Node) -> PoolGeometry:
         count_include_pad=bool(given["count_include_pad"]),
         divisor_override=cast("int | None", given.get("divisor_override")),
     )
+
+
+@dataclass(frozen=True)
+class PatchGeometry:
+    """The geometry of `im2col` (`F.unfold`): taps of a patch and blocks that patches are cut from.
+
+    Block p, tap k is the input `p * stride - padding + k * dilation` (zero outside). Every tuple
+    has one entry per spatial dimension; the output is (n, channels * taps, blocks).
+    """
+
+    taps: Sizes
+    blocks: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+
+
+def patch_geometry(node: fx.Node) -> PatchGeometry:
+    """The geometry of an `im2col` node."""
+    given = arguments(node)
+    kernel, dilation, padding, stride = (
+        _per_dimension(given[name], 2) for name in ("kernel_size", "dilation", "padding", "stride")
+    )
+    sizes = shape_of(cast(fx.Node, node.args[0]))[-2:]
+    blocks = tuple(
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, d, p, s in zip(sizes, kernel, dilation, padding, stride, strict=True)
+    )
+    return PatchGeometry(kernel, blocks, stride, padding, dilation)
+
+
+@dataclass(frozen=True)
+class PadGeometry:
+    """What is added in front of and behind every dimension of a tensor (cropped where negative).
+
+    Attributes:
+        amounts: (in front, behind) for every dimension of the tensor, batch and channels included.
+        mode: where the added entries come from.
+        value: the added number in mode "constant".
+    """
+
+    amounts: tuple[tuple[int, int], ...]
+    mode: PadMode
+    value: float
+
+
+_PAD_MODES: dict[str, PadMode] = {
+    "constant_pad_nd": "constant",
+    "_pad_circular": "circular",
+    **dict.fromkeys(_each("reflection_pad{}d"), "reflect"),
+    **dict.fromkeys(_each("replication_pad{}d"), "replicate"),
+}
+
+
+def pad_geometry(node: fx.Node) -> PadGeometry:
+    """The geometry of a padding node (an operation in `PADS`)."""
+    given = arguments(node)
+    amounts = cast(Sequence[int], given["pad"] if "pad" in given else given["padding"])
+    name = base_name(node)
+    mode = cast(PadMode, given["mode"]) if name == "pad" else _PAD_MODES[name]
+    pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    missing = len(shape_of(node)) - len(pairs)
+    value = cast("float | None", given.get("value"))
+    return PadGeometry(((0, 0),) * missing + tuple(reversed(pairs)), mode, value or 0.0)

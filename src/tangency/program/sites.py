@@ -9,27 +9,18 @@ from typing import Literal, TypeAlias, cast
 from torch import fx
 
 from tangency.errors import UnsupportedOperation
+from tangency.program.axes import Shape, resolve
 from tangency.program.geometry import CONVOLUTIONS
 from tangency.program.operations import argument, base_name
+from tangency.program.parameters import ParameterUse, parameter_use
 from tangency.program.trace import Trace, location
 
 __all__ = ["ParameterUse", "Role", "Site", "find_sites"]
 
-Role: TypeAlias = Literal["affine", "convolution", "bias", "scale", "norm"]
+Role: TypeAlias = Literal["affine", "convolution", "embedding", "bias", "scale", "norm"]
 """`affine`: x W^T + b; `convolution`: a filter (`tangency.program.geometry`) and a bias;
-`bias`: x + b; `scale`: x * s; `norm`: a norm's scale and shift."""
-
-
-@dataclass(frozen=True)
-class ParameterUse:
-    """A parameter as one site uses it: `factor` times the parameter called `name`.
-
-    `transposed` says that a matrix is used as (in, out) rather than (out, in).
-    """
-
-    name: str
-    factor: float = 1.0
-    transposed: bool = False
+`embedding`: rows of W chosen by integers; `bias`: x + b with a vector along the width; `scale`:
+x * s; `norm`: a norm's scale and shift."""
 
 
 @dataclass(frozen=True)
@@ -47,71 +38,119 @@ class Site:
         return tuple(use.name for use in (self.weight, self.bias) if use is not None)
 
 
-def find_sites(trace: Trace, nature: Mapping[fx.Node, str]) -> dict[fx.Node, Site]:
+_NORMS: dict[str, tuple[int, int]] = {
+    "layer_norm": (2, 3),
+    "rms_norm": (2, 99),
+    "group_norm": (2, 3),
+    "instance_norm": (1, 2),
+    "batch_norm": (1, 2),
+}
+"""Where normalisations have their scale and shift."""
+
+_AS_VALUES = frozenset(
+    {"add", "sub", "rsub", "where", "maximum", "minimum", "dropout", "softmax", "mean", "sum"}
+    | {"cat", "stack", "expand", "index", "index_select", "gather", "pad"}
+    | {"matmul", "bmm", "baddbmm", "scaled_dot_product_attention"}
+)
+"""Operations that may take a parameter as they take any random value: a token, a table."""
+
+
+def find_sites(
+    trace: Trace, nature: Mapping[fx.Node, str], axes: Mapping[fx.Node, Shape]
+) -> dict[fx.Node, Site]:
     """The sites among the live nodes of a trace.
+
+    A parameter that enters elsewhere than at a site (a class token in `cat`, a positional
+    embedding in `add`) is a random value with axes of its own.
 
     Raises:
         UnsupportedOperation: a parameter is used in a way that has no role.
     """
-    return {
-        node: _site(trace, nature, node)
+    finder = _Finder(trace, nature, axes)
+    found = {
+        node: finder.site(node)
         for node, kind in nature.items()
         if kind == "random" and any(nature[n] == "parameter" for n in node.all_input_nodes)
     }
+    return {node: site for node, site in found.items() if site is not None}
 
 
-def _site(trace: Trace, nature: Mapping[fx.Node, str], node: fx.Node) -> Site:
-    name = base_name(node)
-    is_parameter = [isinstance(a, fx.Node) and nature[a] == "parameter" for a in node.args]
+class _Finder:
+    """Finds the role in which parameters enter at a node."""
 
-    def use(index: int, label: str, *, flip: bool = False) -> ParameterUse | None:
-        value = argument(node, index, label)
-        return None if value is None else _use(trace, cast(fx.Node, value), flip)
+    def __init__(
+        self, trace: Trace, nature: Mapping[fx.Node, str], axes: Mapping[fx.Node, Shape]
+    ) -> None:
+        self.trace, self.nature, self.axes = trace, nature, axes
 
-    def operand(index: int) -> fx.Node:
+    def site(self, node: fx.Node) -> Site | None:
+        """The site at `node`; None where a parameter enters as a value."""
+        name = base_name(node)
+        found = self._weighted(node, name) or self._elementwise(node, name)
+        if found is None and name in _NORMS:
+            scale, shift = _NORMS[name]
+            found = Site(
+                "norm",
+                self._operand(node, 0),
+                self._use(node, scale, "weight"),
+                self._use(node, shift, "bias"),
+            )
+        if found is None and name not in _AS_VALUES:
+            raise UnsupportedOperation(
+                f"{location(node)} uses a parameter in a way that has no rule: known are x @ W, "
+                "F.linear(x, W, b), convolutions, embeddings, x + b, x * s, normalisations with "
+                "scale and shift, and parameters as tokens. EmpiricalKernel needs no rules."
+            )
+        return found
+
+    def _weighted(self, node: fx.Node, name: str) -> Site | None:
+        """Products with a weight."""
+        if name == "linear" and self._is_parameter(node, 1):
+            weight, bias = self._use(node, 1, "weight"), self._use(node, 2, "bias")
+            return Site("affine", self._operand(node, 0), weight, bias)
+        if name in ("matmul", "mm") and self._is_matrix(node, 1):
+            return Site("affine", self._operand(node, 0), self._use(node, 1, "mat2", flip=True))
+        if name == "addmm" and self._is_parameter(node, 2) and self._is_parameter(node, 0):
+            weight = self._use(node, 2, "mat2", flip=True)
+            return Site("affine", self._operand(node, 1), weight, self._use(node, 0, "input"))
+        if name in CONVOLUTIONS and self._is_parameter(node, 1):
+            weight, bias = self._use(node, 1, "weight"), self._use(node, 2, "bias")
+            return Site("convolution", self._operand(node, 0), weight, bias)
+        if name == "embedding" and self._is_parameter(node, 0):
+            weight = self._use(node, 0, "weight", flip=True)
+            return Site("embedding", self._operand(node, 1), weight)
+        return None
+
+    def _elementwise(self, node: fx.Node, name: str) -> Site | None:
+        """x + b and x * s of one parameter and something else."""
+        if name not in ("add", "sub", "rsub", "mul"):
+            return None
+        mine = [k for k in range(2) if self._is_parameter(node, k)]
+        if len(mine) != 1 or not isinstance(node.args[1 - mine[0]], fx.Node):
+            return None
+        value, parameter = self._operand(node, 1 - mine[0]), self._operand(node, mine[0])
+        if name == "mul":
+            return Site("scale", value, weight=parameter_use(self.trace, parameter))
+        if self._along_width(parameter):
+            return Site("bias", value, bias=parameter_use(self.trace, parameter))
+        return None
+
+    def _along_width(self, node: fx.Node) -> bool:
+        """Whether a parameter varies along a width and nothing else."""
+        return all(axis.kind == "width" for dim in self.axes[node] for axis in resolve(dim))
+
+    def _is_parameter(self, node: fx.Node, index: int) -> bool:
+        value = node.args[index] if len(node.args) > index else None
+        return isinstance(value, fx.Node) and self.nature[value] == "parameter"
+
+    def _is_matrix(self, node: fx.Node, index: int) -> bool:
+        return self._is_parameter(node, index) and len(self.axes[self._operand(node, index)]) == 2
+
+    def _operand(self, node: fx.Node, index: int) -> fx.Node:
         return cast(fx.Node, node.args[index])
 
-    if name == "linear" and not is_parameter[0]:
-        return Site("affine", operand(0), use(1, "weight"), use(2, "bias"))
-    if name in ("matmul", "mm") and is_parameter == [False, True]:
-        return Site("affine", operand(0), use(1, "mat2", flip=True))
-    if name == "addmm" and is_parameter[:3] == [True, False, True]:
-        return Site("affine", operand(1), use(2, "mat2", flip=True), use(0, "bias"))
-    if name in CONVOLUTIONS and not is_parameter[0]:
-        return Site("convolution", operand(0), use(1, "weight"), use(2, "bias"))
-    if name == "layer_norm":
-        return Site("norm", operand(0), use(2, "weight"), use(3, "bias"))
-    if name == "rms_norm":
-        return Site("norm", operand(0), use(2, "weight"))
-    if name in ("add", "mul") and sum(is_parameter) == 1 and not node.kwargs:
-        mine = is_parameter.index(True)
-        value = operand(1 - mine)
-        if isinstance(value, fx.Node):
-            vector = use(mine, "other")
-            if name == "add":
-                return Site("bias", value, bias=vector)
-            return Site("scale", value, weight=vector)
-    raise UnsupportedOperation(
-        f"{location(node)} uses a parameter in a way that has no rule: known are x @ W, "
-        "F.linear(x, W, b), x + b, x * s and normalisations with scale and shift. "
-        "EmpiricalKernel needs no rules."
-    )
-
-
-def _use(trace: Trace, node: fx.Node, flip: bool) -> ParameterUse:
-    """Follow transposes and scalar factors from `node` back to the parameter."""
-    factor = 1.0
-    while node not in trace.parameters:
-        name = base_name(node)
-        source = cast(fx.Node, node.args[0])
-        if name in ("t", "numpy_T", "transpose", "permute") and len(node.meta["val"].shape) == 2:
-            flip = not flip
-        elif name in ("mul", "div") and isinstance(node.args[1], (int, float)):
-            factor = factor * node.args[1] if name == "mul" else factor / node.args[1]
-        elif name not in ("clone", "alias", "_to_copy"):
-            raise UnsupportedOperation(
-                f"{location(node)} computes with a parameter before it meets the data; "
-                "only transposes and scalar factors are known."
-            )
-        node = source
-    return ParameterUse(trace.parameters[node], factor, flip)
+    def _use(
+        self, node: fx.Node, index: int, label: str, *, flip: bool = False
+    ) -> ParameterUse | None:
+        value = argument(node, index, label)
+        return None if value is None else parameter_use(self.trace, cast(fx.Node, value), flip)

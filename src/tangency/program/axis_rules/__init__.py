@@ -5,9 +5,23 @@ One small function per operation, in a registry keyed by the operation's base na
 are executed.
 """
 
+from tangency.program.axis_rules import joining, normalization, pooling, resampling, structure
 from tangency.program.axis_rules.affine import PRODUCTS, WEIGHTED
+from tangency.program.axis_rules.indexing import sliced
 from tangency.program.axis_rules.reductions import reduced_dimensions
-from tangency.program.axis_rules.registry import RULES, axis_rule
-from tangency.program.axis_rules.structure import sliced
+from tangency.program.axis_rules.registry import RULES, Axes, axis_rule
 
-__all__ = ["PRODUCTS", "RULES", "WEIGHTED", "axis_rule", "reduced_dimensions", "sliced"]
+__all__ = [
+    "PRODUCTS",
+    "RULES",
+    "WEIGHTED",
+    "Axes",
+    "axis_rule",
+    "joining",
+    "normalization",
+    "pooling",
+    "reduced_dimensions",
+    "resampling",
+    "sliced",
+    "structure",
+]

@@ -7,6 +7,7 @@ from typing import cast
 from torch import fx
 
 from tangency.program.axes import AxisError, Dim, Shape, position, shape_of, width
+from tangency.program.axis_rules.attention import product
 from tangency.program.axis_rules.registry import Axes, axis_rule
 from tangency.program.geometry import CONVOLUTIONS
 from tangency.program.operations import base_name
@@ -14,20 +15,33 @@ from tangency.program.operations import base_name
 __all__ = ["PRODUCTS", "WEIGHTED", "rows"]
 
 PRODUCTS = ("linear", "matmul", "mm", "addmm")
-"""Operations that are known as products with one weight matrix only."""
+"""Products that may be with a weight matrix."""
 
-WEIGHTED = (*PRODUCTS, *CONVOLUTIONS)
+WEIGHTED = ("linear", "addmm", "embedding", *CONVOLUTIONS)
 """Operations that a parameter must take part in, unless they act on data and constants alone."""
 
 
-@axis_rule(*PRODUCTS)
+@axis_rule("linear", "addmm")
 def affine(node: fx.Node, axes: Axes) -> Shape:
+    return _weighted(node, axes)
+
+
+def _weighted(node: fx.Node, axes: Axes) -> Shape:
     start = 1 if base_name(node) == "addmm" else 0
     x, weight = cast("tuple[fx.Node, fx.Node]", node.args[start : start + 2])
     shape = shape_of(node)
     if len(shape) != len(axes(x)):
-        raise AxisError("only products with one weight matrix are known")
+        raise AxisError("a product with a weight vector is not known: use a matrix of one column")
     return (*axes(x)[:-1], rows(weight, shape[-1]))
+
+
+@axis_rule("matmul", "mm")
+def matmul(node: fx.Node, axes: Axes) -> Shape:
+    """With a weight matrix on the right, or of two values that both depend on data."""
+    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    if axes.nature[right] == "parameter" and len(axes(right)) == 2:
+        return _weighted(node, axes)
+    return product(left, right, axes)
 
 
 def rows(weight: fx.Node, size: int) -> Dim:
@@ -47,3 +61,10 @@ def convolution(node: fx.Node, axes: Axes) -> Shape:
         raise AxisError("a convolution of an input without a batch dimension is not known")
     spatial = tuple(position(size) for size in shape[2:])
     return (axes(x)[0], rows(weight, shape[1]), *spatial)
+
+
+@axis_rule("embedding")
+def embedding(node: fx.Node, axes: Axes) -> Shape:
+    """The rows of a weight that integers choose: the product of their one-hot codes with it."""
+    weight, indices = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    return (*axes(indices), rows(weight, shape_of(node)[-1]))

@@ -13,7 +13,19 @@ from tangency.program.operations import POINTWISE
 __all__ = ["broadcast"]
 
 
-@axis_rule("clone", "contiguous", "alias", "dropout", "_to_copy", "to", "layer_norm", "rms_norm")
+@axis_rule(
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "_to_copy",
+    "to",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+)
 def unchanged(node: fx.Node, axes: Axes) -> Shape:
     return axes(first(node))
 

@@ -7,29 +7,56 @@ from typing import cast
 
 from torch import fx
 
-from tangency.program.axes import AxisError, Shape, resolve
-from tangency.program.axis_rules.registry import Axes, axis_rule, first
+from tangency.program.axes import Shape
+from tangency.program.axis_rules.elementwise import broadcast
+from tangency.program.axis_rules.registry import Axes, axis_rule, first, refuse
 from tangency.program.operations import argument
 
 __all__ = ["reduced_dimensions"]
 
 
 @axis_rule("mean", "sum")
-def reduce(node: fx.Node, axes: Axes) -> Shape:
+def mean(node: fx.Node, axes: Axes) -> Shape:
+    return _reduced(node, axes)
+
+
+def _reduced(node: fx.Node, axes: Axes) -> Shape:
     shape = axes(first(node))
     dims = reduced_dimensions(node)
-    if any(axis.kind == "batch" for d in dims for axis in resolve(shape[d])):
-        raise AxisError("reducing over the batch couples the examples")
+    refuse([shape[d] for d in dims], ("batch",), "reducing over the batch couples the examples")
     keep = bool(argument(node, 2, "keepdim", False))
     kept = [() if d in dims else dim for d, dim in enumerate(shape)]
     return tuple(dim for d, dim in enumerate(kept) if keep or d not in dims)
 
 
+@axis_rule("amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin")
+def of_positions(node: fx.Node, axes: Axes) -> Shape:
+    """Reductions that have no limit over a width."""
+    return _reduced_positions(node, axes)
+
+
+def _reduced_positions(node: fx.Node, axes: Axes) -> Shape:
+    source = first(node)
+    if not axes.executed(source):
+        reduced = [axes(source)[d] for d in reduced_dimensions(node)]
+        refuse(reduced, ("width",), "this reduction of a width has no limit as the width grows")
+    return _reduced(node, axes)
+
+
+@axis_rule("max", "min")
+def extremum(node: fx.Node, axes: Axes) -> Shape | tuple[Shape, ...]:
+    """`x.max(dim)` gives values and indices; `torch.max(a, b)` is elementwise."""
+    if len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+        return broadcast([axes(n) for n in node.all_input_nodes])
+    shape = _reduced_positions(node, axes)
+    return (shape, shape) if isinstance(node.meta["val"], (list, tuple)) else shape
+
+
 def reduced_dimensions(node: fx.Node) -> list[int]:
-    """The dimensions that a `mean` or `sum` node reduces."""
+    """The dimensions that a reduction reduces."""
     rank = len(first(node).meta["val"].shape)
     dims = argument(node, 1, "dim")
-    if dims is None:
+    if dims is None or dims == []:
         return list(range(rank))
     listed = [dims] if isinstance(dims, int) else cast(Sequence[int], dims)
     return [d % rank for d in listed]
