@@ -166,7 +166,9 @@ class _Reader:
                 return rule(node, Axes(self.axes, self.nature, self.batch))
             except AxisError as error:
                 if not free:
-                    raise UnsupportedOperation(f"{location(node)}: {error}.") from error
+                    raise UnsupportedOperation(
+                        f"{location(node)}: {error}. EmpiricalKernel needs no rules."
+                    ) from error
         return self._fresh(node)
 
     def _no_rule(self, node: fx.Node) -> UnsupportedOperation:

@@ -36,7 +36,7 @@ def _each(*patterns: str) -> tuple[str, ...]:
 
 CONVOLUTIONS = ("convolution", *_each("conv{}d", "conv_transpose{}d"))
 POOLS = _each("avg_pool{}d")
-ADAPTIVE_POOLS = _each("adaptive_avg_pool{}d", "_adaptive_avg_pool{}d")
+ADAPTIVE_POOLS = _each("adaptive_avg_pool{}d")
 MAX_POOLS = _each("max_pool{}d")
 UPSAMPLINGS = (
     *_each("upsample_nearest{}d", "_upsample_nearest_exact{}d"),

@@ -35,6 +35,12 @@ _SYNONYMS = {
     "concatenate": "cat",
     "clip": "clamp",
     "split_copy": "split",
+    "unsafe_split": "split",
+    "unsafe_split_with_sizes": "split_with_sizes",
+    "unsafe_chunk": "chunk",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "_safe_softmax": "softmax",
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -17,6 +18,9 @@ from torch.utils import _pytree as pytree
 from tangency import examples
 from tangency.errors import InvalidInput, UnsupportedOperation
 from tangency.examples import Examples
+from tangency.program.decompositions import decompositions
+from tangency.program.functional import make_functional
+from tangency.program.simplify import simplify
 
 __all__ = ["Trace", "evaluation_mode", "location", "operation", "trace"]
 
@@ -139,11 +143,11 @@ def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             exported: ExportedProgram = torch.export.export(
                 _Call(model), inputs, dynamic_shapes=shapes, strict=False
             )
-            _check_flat(exported)
-            return exported if _functional(exported) else exported.run_decompositions({})
+            return _canonical(exported)
     except UnsupportedOperation:
         raise
     except Exception as error:
@@ -155,6 +159,20 @@ def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
         ) from error
 
 
+def _canonical(exported: ExportedProgram) -> ExportedProgram:
+    """A functional graph of the operations that rules know."""
+    _check_flat(exported)
+    graph = exported.graph
+    if any(map(_is_unusual, graph.nodes)) or not make_functional(graph):
+        exported = exported.run_decompositions({})
+    table = decompositions(exported.graph, _parameter_nodes(exported))
+    if table:
+        exported.graph_module.recompile()
+        exported = exported.run_decompositions(table)
+    simplify(exported.graph)
+    return exported
+
+
 _SPELLINGS = frozenset(
     f"aten::{name}"
     for name in ("mT", "adjoint", "swapaxes", "swapdims", "movedim", "narrow", "tensor_split")
@@ -162,11 +180,14 @@ _SPELLINGS = frozenset(
 """Other spellings of `transpose`, `permute` and `slice`; a decomposition reduces them to these."""
 
 
-def _functional(exported: ExportedProgram) -> bool:
-    """Whether the graph can be read as it is: no in-place operations, no unusual spellings."""
-    targets = [node.target for node in exported.graph.nodes]
-    aten = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
-    return not any(t._schema.is_mutable or t._schema.name in _SPELLINGS for t in aten)
+def _is_unusual(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.name in _SPELLINGS
+
+
+def _parameter_nodes(exported: ExportedProgram) -> list[fx.Node]:
+    specs = exported.graph_signature.input_specs
+    names = {spec.arg.name for spec in specs if spec.kind is InputKind.PARAMETER}
+    return [node for node in exported.graph.nodes if node.name in names]
 
 
 def _check_flat(exported: ExportedProgram) -> None:

@@ -5,7 +5,14 @@ One small function per operation, in a registry keyed by the operation's base na
 are executed.
 """
 
-from tangency.program.axis_rules import joining, normalization, pooling, resampling, structure
+from tangency.program.axis_rules import (
+    gathering,
+    joining,
+    normalization,
+    pooling,
+    resampling,
+    structure,
+)
 from tangency.program.axis_rules.affine import PRODUCTS, WEIGHTED
 from tangency.program.axis_rules.indexing import sliced
 from tangency.program.axis_rules.reductions import reduced_dimensions
@@ -17,6 +24,7 @@ __all__ = [
     "WEIGHTED",
     "Axes",
     "axis_rule",
+    "gathering",
     "joining",
     "normalization",
     "pooling",
