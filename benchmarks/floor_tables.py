@@ -61,7 +61,7 @@ def pair_cost_table(results: Sequence[CaseResult]) -> str:
                 met(r.case.target_s, r.ours_best_s, " s"),
             ]
         )
-    flops = ", ".join(f"{text} {count}" for text, count in FLOPS.items())
+    flops = ", ".join(f"{count} {text}" for text, count in FLOPS.items())
     return "\n\n".join(
         [
             "Nanoseconds per position pair and layer (a convolution and its ReLU), NNGP and NTK "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ def figure(measured: Sequence[Measured]) -> dict[str, Any]:
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
     }
     width = (1 + GAP) / len(measured) - GAP
+    # One range for a whole row: heights can be compared across studies.
+    ranges = [decades(values) for values in zip(*(m[1:] for m in measured), strict=True)]
     for column, (study, seconds, megabytes) in enumerate(measured):
         left = column * (width + GAP)
         for row, (values, name, colour, place) in enumerate(
@@ -87,10 +90,17 @@ def figure(measured: Sequence[Measured]) -> dict[str, Any]:
                 [left, left + width], f"y{number}", study.size if row else ""
             ) | {"tickvals": study.values, "ticktext": [str(v) for v in study.values]}
             layout[f"yaxis{number}"] = axis(place, f"x{number}", "" if column else name) | {
-                "tickformat": ".2~g",
-                "nticks": 6,
+                "range": ranges[row],
+                "dtick": 1,
+                "exponentformat": "power",
             }
     return {"data": traces, "layout": layout}
+
+
+def decades(columns: Sequence[Sequence[float]]) -> list[float]:
+    """The logarithmic range that holds all positive values of a row of panels."""
+    values = [math.log10(value) for column in columns for value in column if value > 0]
+    return [math.floor(min(values)), math.ceil(max(values))]
 
 
 def points(study: Study, values: Sequence[float | None], name: str, colour: str) -> dict[str, Any]:

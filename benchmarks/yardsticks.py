@@ -14,13 +14,13 @@ __all__ = ["FLOPS", "YARDSTICKS"]
 OUTPUTS = 2
 
 FLOPS = {
-    "window sums of both kernels, 3 x 3 as 3 + 3": 8,
-    "filter scale, bias, NNGP into NTK": 4,
-    "correlation: two inverse deviations, two clips": 4,
-    "its sine": 3,
-    "its angle: polynomial of degree 7, root, reflection": 20,
+    "window sums along rows, then columns, of both kernels": 8,
+    "filter scale and bias, NNGP added to NTK": 4,
+    "correlation and its clipping": 4,
+    "sine": 3,
+    "angle (polynomial of degree 7, root, reflection)": 20,
     "both dual activations": 5,
-    "two deviations, chain rule": 3,
+    "deviations and chain rule": 3,
 }
 """Floating-point operations of one position pair in one layer (convolution and ReLU), NNGP and NTK.
 
