@@ -33,6 +33,9 @@ __all__ = [
 
 Result = TypeVar("Result")
 
+LONG_S = 60.0
+"""Seconds from which a call is not repeated: nothing disturbs it by much."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -100,12 +103,18 @@ class Job(NamedTuple):
 def measure(call: Callable[[], Result], repetitions: int) -> tuple[Timing, Result]:
     """Time ``call``: once, then once as warm-up uncounted, then ``repetitions`` times.
 
-    ``call`` must return only when its work is done. Returns the timing and the last result.
+    A warm-up longer than `LONG_S` is the only sample. ``call`` must return only when its work is
+    done. Returns the timing and the last result.
     """
     start = time.perf_counter()
     result = call()
     first_call_s = time.perf_counter() - start
+    del result
+    start = time.perf_counter()
     result = call()
+    warm_up_s = time.perf_counter() - start
+    if warm_up_s > LONG_S:
+        return Timing(first_call_s, [warm_up_s]), result
     samples: list[float] = []
     for _ in range(repetitions):
         # Freed before the clock starts: no side holds two results or pays for freeing the old.
