@@ -1,26 +1,48 @@
-"""Values that select, join or map positions of other values."""
+"""Values that select or map positions of other values."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Moments, Positions, Which
-from tangency.infinite.values.value import Value, diagonal, fill, to_positions
+from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties, Which
+from tangency.infinite.values.value import Value, diagonal, fill
 from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["OUTSIDE", "Average", "Join", "Linear", "Mapped", "Take"]
+__all__ = ["OUTSIDE", "Ask", "Average", "Covariance", "Linear", "Mapped", "Take", "apart", "untied"]
 
 OUTSIDE = -1
 """The index of a position that is not there: its value is zero."""
+
+Covariance = TypeVar("Covariance", Block, Moments)
+
+Ask: TypeAlias = Callable[[Value, Value, Ties], "Covariance | None"]
+"""`pairs.block` or `pairs.moments`: what selects positions does the same to both."""
+
+
+def untied(
+    u: Value, v: Value, tie: tuple[Axis, Axis], layout: Layout, ask: Ask[Covariance]
+) -> Covariance | None:
+    """A tied covariance as the diagonal of the one in which the two axes are free."""
+    wide = Layout(layout.left, layout.right, layout.ties - {tie})
+    return diagonal(ask(u, v, wide.ties), tie, wide)
+
+
+def apart(covariance: Covariance | None, function: Callable[[Tensor], Tensor]) -> Covariance | None:
+    """`function` of both parts of a covariance."""
+    if covariance is None:
+        return None
+    first, ntk = covariance
+    return type(covariance)(function(first), None if ntk is None else function(ntk))
 
 
 class Take(Value):
@@ -58,138 +80,55 @@ class Take(Value):
         inside = (index != OUTSIDE).to(values.dtype)
         return taken * inside.reshape(-1, *[1] * (values.dim() - 1 - dim))
 
+    def _cut_leading(self, values: Tensor, lead: int = 0) -> Tensor:
+        """The positions taken of `(*lead, *positions of the source, n)`."""
+        return self._cut(values, lead + self.source.positions.index(self.axis))
+
     def second_moment(self, side: Side) -> Tensor:
-        return self._cut(side.second_moment(self.source), self.source.positions.index(self.axis))
+        return self._cut_leading(side.second_moment(self.source))
 
     def mean(self, side: Side) -> Tensor | None:
         mean = side.mean(self.source)
-        return None if mean is None else self._cut(mean, self.source.positions.index(self.axis))
+        return None if mean is None else self._cut_leading(mean)
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.source,)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        return self._cut_leading(parts[0], 1)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        return self._taken(other, layout, pairs.block)
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        return self._taken(other, layout, pairs.moments)
+
+    def _taken(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
         partner = layout.tied(self.new) if self.new is not None else None
         if partner is not None:
-            return self._tied(other, partner, layout, pairs)
+            return self._tied(other, partner, layout, ask)
         inner = Layout(self.source.positions, other.positions, layout.ties)
-        block = pairs.block(self.source, other, inner.ties)
         dim = inner.index("left", self.axis)
-        return _map(block, lambda values: self._cut(values, dim))
+        return apart(ask(self.source, other, inner.ties), lambda values: self._cut(values, dim))
 
-    def _tied(self, other: Value, partner: Axis, layout: Layout, pairs: Pairs) -> Block | None:
-        alike = isinstance(other, Take) and other.new is partner and other.indices == self.indices
-        if not alike or other.axis.size != self.axis.size:  # type: ignore[attr-defined]
-            assert self.new is not None
-            return _diagonal(self, other, (self.new, partner), layout, pairs)
-        assert isinstance(other, Take)
+    def _tied(
+        self, other: Value, partner: Axis, layout: Layout, ask: Ask[Covariance]
+    ) -> Covariance | None:
+        assert self.new is not None
+        if not isinstance(other, Take) or not self._alike(other, partner):
+            return untied(self, other, (self.new, partner), layout, ask)
         ties = (layout.ties - {(self.new, partner)}) | {(self.axis, other.axis)}
         inner = Layout(self.source.positions, other.source.positions, ties)
-        block = pairs.block(self.source, other.source, inner.ties)
         dim = inner.index("left", self.axis)
-        return _map(block, lambda values: self._cut(values, dim))
-
-
-class Join(Value):
-    """Values side by side along a position axis: `cat` and `stack`.
-
-    `pieces` are values with the axis of each that is joined; None where a value fills one place.
-    """
-
-    precedence = 5
-
-    def __init__(self, pieces: Sequence[tuple[Value, Axis | None]], axis: Axis) -> None:
-        rest: list[Axis] = []
-        for value, own in pieces:
-            rest.extend(a for a in value.positions if a is not own and a not in rest)
-        super().__init__((axis, *rest))
-        self.pieces = tuple(pieces)
-        self.axis = axis
-
-    @property
-    def gaussian(self) -> bool:
-        return all(value.gaussian for value, _ in self.pieces)
-
-    @property
-    def centred(self) -> bool:
-        return all(value.centred for value, _ in self.pieces)
-
-    def _piece_positions(self, own: Axis | None) -> Positions:
-        return self.positions[1:] if own is None else (own, *self.positions[1:])
-
-    def _assemble(self, parts: Sequence[tuple[Tensor, Axis | None]]) -> Tensor:
-        """Pieces along dimension 0; those that fill one place have no such dimension yet."""
-        blocks = [
-            part.unsqueeze(0) if own is None else fill(part, 0, own.size) for part, own in parts
-        ]
-        shape = torch.broadcast_shapes(*(block.shape[1:] for block in blocks))
-        return torch.cat([block.expand(block.shape[0], *shape) for block in blocks])
-
-    def second_moment(self, side: Side) -> Tensor:
-        parts = []
-        for value, own in self.pieces:
-            positions = self._piece_positions(own)
-            parts.append((to_positions(side.second_moment(value), value.positions, positions), own))
-        return side.full(self._assemble(parts), self.positions)
-
-    def mean(self, side: Side) -> Tensor | None:
-        means = [side.mean(value) for value, _ in self.pieces]
-        if all(mean is None for mean in means):
-            return None
-        parts = []
-        for mean, (value, own) in zip(means, self.pieces, strict=True):
-            known = side.full(side.number(0.0), value.positions) if mean is None else mean
-            parts.append((to_positions(known, value.positions, self._piece_positions(own)), own))
-        return side.full(self._assemble(parts), self.positions)
-
-    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        partner = layout.tied(self.axis)
-        if partner is None:
-            return self._block(
-                [(value, own, other, None) for value, own in self.pieces], layout, pairs
-            )
-        if not isinstance(other, Join) or other.axis is not partner or self._sizes != other._sizes:
-            return _diagonal(self, other, (self.axis, partner), layout, pairs)
-        matched = [(u, a, v, b) for (u, a), (v, b) in zip(self.pieces, other.pieces, strict=True)]
-        return self._block(matched, layout, pairs)
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [1 if own is None else own.size for _, own in self.pieces]
-
-    def _block(
-        self,
-        matched: Sequence[tuple[Value, Axis | None, Value, Axis | None]],
-        layout: Layout,
-        pairs: Pairs,
-    ) -> Block | None:
-        """Blocks of the pieces with their partners, assembled along this value's axis."""
-        versines: list[tuple[Tensor, Axis | None]] = []
-        ntks: list[tuple[Tensor, Axis | None]] = []
-        correlated = coupled = False
-        for u, own, v, theirs in matched:
-            whole = self._piece_layout(own, theirs, layout)
-            inner = whole.within(u.positions, v.positions)
-            block = pairs.block(u, v, inner.ties)
-            zero = pairs.number(0.0, whole)
-            correlated |= block is not None
-            coupled |= block is not None and block.ntk is not None
-            versine = zero + 1 if block is None else whole.embed(block.versine, inner)
-            versines.append((versine, own))
-            known = block is not None and block.ntk is not None
-            ntks.append((whole.embed(block.ntk, inner) if known else zero, own))  # type: ignore[union-attr,arg-type]
-        if not correlated:
-            return None
-        return Block(self._assemble(versines), self._assemble(ntks) if coupled else None)
-
-    def _piece_layout(self, own: Axis | None, theirs: Axis | None, layout: Layout) -> Layout:
-        """The layout of one piece's block: the joined axis replaced by the piece's own."""
-        partner = layout.tied(self.axis)
-        left = self._piece_positions(own)
-        right = tuple(
-            b if b is not partner else theirs for b in layout.right if b is not partner or theirs
+        return apart(
+            ask(self.source, other.source, inner.ties), lambda values: self._cut(values, dim)
         )
-        ties = {(a, b) for a, b in layout.ties if a is not self.axis}
-        if own is not None and theirs is not None:
-            ties.add((own, theirs))
-        return Layout(left, right, frozenset(ties))  # type: ignore[arg-type]
+
+    def _alike(self, other: Take, partner: Axis) -> bool:
+        """Whether equal new positions are equal old ones."""
+        same = other.new is partner and other.indices == self.indices
+        return same and other.axis.size == self.axis.size
 
 
 class Linear(Value):
@@ -212,20 +151,17 @@ class Linear(Value):
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         for a, b in layout.ties:
             if a not in self.source.positions:
-                wide = Layout(layout.left, layout.right, layout.ties - {(a, b)})
-                return diagonal(pairs.moments(self, other, wide.ties), (a, b), wide)
+                return untied(self, other, (a, b), layout, pairs.moments)
         inner = Layout(self.source.positions, other.positions, layout.ties)
-        moments = pairs.moments(self.source, other, inner.ties)
-        if moments is None:
-            return None
-        moment = self.apply(moments.moment, inner, "left")
-        ntk = None if moments.ntk is None else self.apply(moments.ntk, inner, "left")
-        return Moments(moment, ntk)
+        return apart(
+            pairs.moments(self.source, other, inner.ties),
+            lambda values: self.apply(values, inner, "left", pairs),
+        )
 
     def second_moment(self, side: Side) -> Tensor:
         size = size_of(self.source.positions)
         parts = [self._second_moment(pairs) for pairs in side.chunks(size**2)]
-        return side.full(torch.cat(parts, dim=-1), self.positions)
+        return side.full(torch.cat(parts, dim=-1).clamp_min(0), self.positions)
 
     def _second_moment(self, pairs: Pairs) -> Tensor:
         """E[u^2] of some of a side's examples."""
@@ -234,9 +170,9 @@ class Linear(Value):
         layout = Layout(self.source.positions, self.source.positions, ties)
         moments = pairs.moments(self.source, self.source, ties)
         assert moments is not None
-        half = self.apply(moments.moment, layout, "left")
+        half = self.apply(moments.moment, layout, "left", pairs)
         layout = Layout(self.positions, self.source.positions, ties)
-        block: Moments | None = Moments(self.apply(half, layout, "right"), None)
+        block: Moments | None = Moments(self.apply(half, layout, "right", pairs), None)
         layout = Layout(self.positions, self.positions, ties)
         for axis in self.positions:
             if axis not in kept:
@@ -245,9 +181,24 @@ class Linear(Value):
         assert block is not None
         return block.moment.expand(*(a.size for a in self.positions), block.moment.shape[-1])
 
+    def mean(self, side: Side) -> Tensor | None:
+        mean = side.mean(self.source)
+        return None if mean is None else self.map(mean, side, 0)
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.source,)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        return self.map(parts[0], side, 1)
+
     @abstractmethod
-    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
-        """The map along the left or right axis of a block laid out by `layout`."""
+    def map(self, values: Tensor, side: Side, lead: int) -> Tensor:
+        """The map of `(*lead, *positions of the source, n)`, `lead` leading dimensions."""
+
+    @abstractmethod
+    def apply(self, values: Tensor, layout: Layout, which: Which, pairs: Pairs) -> Tensor:
+        """The map along the left or right axis of a block of `pairs` laid out by `layout`."""
 
 
 class Average(Linear):
@@ -258,20 +209,18 @@ class Average(Linear):
         self.source = source
         self.axes = axes
 
-    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
+    def apply(self, values: Tensor, layout: Layout, which: Which, pairs: Pairs) -> Tensor:
         dims = [layout.index(which, a) for a in self.axes]
         return values.mean(dim=dims)
 
-    def mean(self, side: Side) -> Tensor | None:
-        mean = side.mean(self.source)
-        dims = [self.source.positions.index(a) for a in self.axes]
-        return None if mean is None else mean.mean(dim=dims)
+    def map(self, values: Tensor, side: Side, lead: int) -> Tensor:
+        return values.mean(dim=[lead + self.source.positions.index(a) for a in self.axes])
 
 
 class Mapped(Linear):
-    """A matrix along one position axis: pooling, interpolation, aggregation over a fixed graph.
+    """A matrix along one position axis: pooling, interpolation, cumulative sums.
 
-    `matrix` is `(new, old)`, float64; an axis of size one stands for a dimension without atom.
+    `matrix` is `(new, old)`, float64; without a `new` axis it has one row, and the axis is gone.
     """
 
     def __init__(self, source: Value, axis: Axis, new: Axis | None, matrix: Tensor) -> None:
@@ -284,28 +233,14 @@ class Mapped(Linear):
 
     def _along(self, values: Tensor, dim: int) -> Tensor:
         whole = fill(values, dim, self.axis.size)
-        matrix = self.matrix.to(values)
-        mapped: Tensor = torch.tensordot(matrix, whole, dims=([1], [dim])).movedim(0, dim)
+        shape = list(whole.shape)
+        stacked = whole.reshape(-1, shape[dim], math.prod(shape[dim + 1 :]))
+        shape[dim] = len(self.matrix)
+        mapped = (self.matrix.to(values) @ stacked).reshape(shape)
         return mapped.squeeze(dim) if self.new is None else mapped
 
-    def apply(self, values: Tensor, layout: Layout, which: Which) -> Tensor:
+    def apply(self, values: Tensor, layout: Layout, which: Which, pairs: Pairs) -> Tensor:
         return self._along(values, layout.index(which, self.axis))
 
-    def mean(self, side: Side) -> Tensor | None:
-        mean = side.mean(self.source)
-        return None if mean is None else self._along(mean, self.source.positions.index(self.axis))
-
-
-def _map(block: Block | None, function: Callable[[Tensor], Tensor]) -> Block | None:
-    if block is None:
-        return None
-    ntk = None if block.ntk is None else function(block.ntk)
-    return Block(function(block.versine), ntk)
-
-
-def _diagonal(
-    u: Value, v: Value, tie: tuple[Axis, Axis], layout: Layout, pairs: Pairs
-) -> Block | None:
-    """A tied block as the diagonal of the one in which the two axes are free."""
-    wide = Layout(layout.left, layout.right, layout.ties - {tie})
-    return diagonal(pairs.block(u, v, wide.ties), tie, wide)
+    def map(self, values: Tensor, side: Side, lead: int) -> Tensor:
+        return self._along(values, lead + self.source.positions.index(self.axis))
