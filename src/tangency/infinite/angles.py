@@ -15,6 +15,8 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from tangency.infinite.roots import root as square_root
+
 __all__ = ["angle_and_integral", "arcsine"]
 
 _DEGREE = {torch.float32: 9, torch.float64: 19}
@@ -59,7 +61,7 @@ def angle_and_integral(versine: Tensor) -> tuple[Tensor, Tensor]:
     p, q = _polynomials(_DEGREE.get(versine.dtype, 19))
     v = versine.clamp(0.0, 2.0)
     near = torch.minimum(v, 2 - v)
-    root = near.sqrt()
+    root = square_root(near)
     theta = root * _evaluate(p, near)
     integral = near * root * _evaluate(q, near)
     far = v > 1
@@ -74,5 +76,5 @@ def arcsine(sine: Tensor, cosine_squared: Tensor) -> Tensor:
     """asin of `sine`, given also 1 - sine^2, which the caller knows without cancellation."""
     p, _ = _polynomials(_DEGREE.get(sine.dtype, 19))
     versine = cosine_squared / (1 + sine.abs())  # 1 - |sine|
-    complement = versine.sqrt() * _evaluate(p, versine)
+    complement = square_root(versine) * _evaluate(p, versine)
     return torch.copysign(math.pi / 2 - complement, sine)

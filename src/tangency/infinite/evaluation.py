@@ -65,6 +65,7 @@ class _Recorder:
 
     def __init__(self, side: SideTile) -> None:
         self.side = side
+        self.smooth = side.smooth
         self.asked: dict[Key, Tensor] = {}
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
@@ -92,6 +93,7 @@ class _Given:
 
     def __init__(self, side: SideTile, given: dict[Key, Tensor]) -> None:
         self.side = side
+        self.smooth = side.smooth
         self.given = given
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:

@@ -21,7 +21,7 @@ __all__ = ["Init", "NotIidWarning", "measured_moment"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 
-Moment: TypeAlias = "float | Callable[[int, int], float]"
+Moment: TypeAlias = "float | Tensor | Callable[[int, int], float | Tensor]"
 """A second moment, or a function of (fan_in, fan_out) that gives it."""
 
 
@@ -35,7 +35,8 @@ class Init:
 
     Attributes:
         weight: second moment of the weights times fan-in, w2 = fan_in E[W_ij^2] (2.0 for He), or a
-            function of (fan_in, fan_out).
+            function of (fan_in, fan_out). A scalar tensor that requires gradients makes the kernel
+            differentiable with respect to it; so for the others.
         bias: second moment of the biases, b2 = E[b_i^2], or a function of (fan_in, fan_out).
         overrides: qualified-name pattern (as in `fnmatch`) -> the moment of the parameters it
             matches, weights or biases; the last match counts.
@@ -50,7 +51,8 @@ class Init:
 
     def __post_init__(self) -> None:
         for name, moment in {"weight": self.weight, "bias": self.bias, **self.overrides}.items():
-            if not callable(moment) and not (math.isfinite(moment) and moment >= 0):
+            number = moment.detach() if isinstance(moment, Tensor) else moment
+            if not callable(number) and not (math.isfinite(number) and number >= 0):
                 raise InvalidInput(f"Init: {name} is {moment}; a second moment is at least 0.")
 
     @classmethod
@@ -73,13 +75,14 @@ class Init:
         """`nn.Linear.reset_parameters`: uniform with bound 1 / sqrt(fan_in), so w2 = 1/3."""
         return cls(weight=1 / 3, bias=lambda fan_in, fan_out: 1 / (3 * fan_in))
 
-    def moment(self, name: str, role: str, fan_in: int, fan_out: int) -> float:
+    def moment(self, name: str, role: str, fan_in: int, fan_out: int) -> float | Tensor:
         """w2 or b2 of the parameter `name`; `role` is "weight" or "bias"."""
         moment = self.weight if role == "weight" else self.bias
         for pattern, override in self.overrides.items():
             if fnmatch.fnmatchcase(name, pattern):
                 moment = override
-        return float(moment(fan_in, fan_out) if callable(moment) else moment)
+        value = moment(fan_in, fan_out) if callable(moment) else moment
+        return value if isinstance(value, Tensor) else float(value)
 
     def check_overrides(self, model: nn.Module) -> None:
         """Refuse a pattern that names no parameter of the module: it would silently do nothing."""

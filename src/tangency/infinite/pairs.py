@@ -17,7 +17,13 @@ __all__ = ["Pairs", "Quantities"]
 
 
 class Quantities(Protocol):
-    """What a block needs to know of one of its two sides."""
+    """What a block needs to know of one of its two sides.
+
+    `smooth` asks for formulas that can be differentiated everywhere, at zero and at equal inputs:
+    through the moments of linear values, rather than norms and angles, which have cusps there.
+    """
+
+    smooth: bool
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor: ...
 
@@ -41,6 +47,7 @@ class Pairs:
         self.columns = columns
         self.coincident = coincident
         self.flipped = False
+        self.smooth = rows.smooth or columns.smooth
         self._blocks: dict[tuple[Value, Value, Ties], Block | None] = {}
         self._moments: dict[tuple[Value, Value, Ties], Moments | None] = {}
         self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
@@ -169,7 +176,7 @@ class Pairs:
         versine = 1 - moment * (_inverse(left) * _inverse(right))
         if self.coincident and u is v and layout.ties == {(a, a) for a in u.positions}:
             versine = torch.zeros_like(versine)  # without rounding
-        return Block(versine.to(self.dtype), ntk)
+        return Block(versine.clamp(0.0, 2.0).to(self.dtype), ntk)
 
     @property
     def dtype(self) -> torch.dtype:

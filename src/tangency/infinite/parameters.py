@@ -26,9 +26,9 @@ class _Scales:
         self.tensors = dict(model.named_parameters())
         self.init = init
         self.standard = parametrization == "standard"
-        self._moments: dict[str, float] = {}
+        self._moments: dict[str, float | Tensor] = {}
 
-    def _moment(self, name: str, role: str, fan_in: int, fan_out: int) -> float:
+    def _moment(self, name: str, role: str, fan_in: int, fan_out: int) -> float | Tensor:
         if name not in self._moments:
             self._moments[name] = (
                 measured_moment(name, self.tensors[name], role, fan_in)
@@ -49,7 +49,16 @@ class _Scales:
         moment = self._moment(use.name, "bias", fan_in, fan_out) * square
         return self._scale(use.name, moment, square)
 
-    def _scale(self, name: str, moment: float, standard: float) -> Scale:
+    def table(self, name: str, values: Tensor, role: str) -> Scale:
+        """m2, and one (standard) or m2 (NTK parametrisation), of rows that are used as they are."""
+        moment = (
+            measured_moment(name, values, role, 1)
+            if self.init is None
+            else self.init.moment(name, role, 1, values.shape[-1])
+        )
+        return self._scale(name, moment, 1.0)
+
+    def _scale(self, name: str, moment: float | Tensor, standard: float) -> Scale:
         gradient = standard if self.standard else moment
         return Scale(moment, gradient if self.trainable(name) else 0.0)
 
@@ -80,4 +89,6 @@ def module_parameters(
         scales = _Scales(model, None, parametrization)
     else:
         raise InvalidInput(f'init is {init!r}; use "module" or an Init, e.g. Init.he().')
-    return Parameters(scales.weight, scales.bias, scales.value, scales.trainable)
+    return Parameters(
+        scales.weight, scales.bias, scales.table, scales.value, scales.trainable
+    )

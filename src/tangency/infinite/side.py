@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from tangency import examples
+from tangency.errors import UnsupportedOperation
 from tangency.examples import Examples
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.pairs import Pairs
+from tangency.infinite.roots import root
+from tangency.infinite.sampling.draws import Draws, Sampling
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import BATCH, resolve
 from tangency.program.capture import Program
@@ -41,13 +45,16 @@ class Side:
         x: Examples,
         dtype: torch.dtype,
         pieces: Callable[[fx.Node], Sequence[tuple[float, Value]]],
+        sampling: Sampling | None = None,
     ) -> None:
         self.program = program
         self.count = examples.count(x)
         self.dtype = dtype
         self.device = examples.tensors(x)[0].device
+        self.smooth = torch.is_grad_enabled() and any(t.requires_grad for t in examples.tensors(x))
         self.pairs = Pairs(self, self, coincident=True)
         self._pieces = pieces
+        self._sampling = sampling
         self._memo: dict[Hashable, Any] = {}
         leaves = examples.tensors(examples.cast(x, dtype))
         self._concrete: dict[fx.Node, Any] = dict(zip(program.trace.inputs, leaves, strict=True))
@@ -60,10 +67,20 @@ class Side:
             self._memo[key] = compute()
         return cast(T, self._memo[key])
 
-    def number(self, number: float, *, wide: bool = True) -> Tensor:
+    def number(self, number: float | Tensor, *, wide: bool = True) -> Tensor:
         """A scalar tensor, in float64 or in `dtype`."""
         dtype = torch.float64 if wide else self.dtype
-        return torch.tensor(number, dtype=dtype, device=self.device)
+        return torch.as_tensor(number, dtype=dtype, device=self.device)
+
+    @cached_property
+    def draws(self) -> Draws:
+        """Joint samples of the values on this side."""
+        if self._sampling is None:
+            raise UnsupportedOperation(
+                "a covariance in this network has no closed form (values that depend on the same "
+                'weights are multiplied): pass numerical="sample" to estimate it by samples.'
+            )
+        return Draws(self, SideTile(self, slice(0, self.count)), self._sampling)
 
     def full(self, values: Tensor, positions: Positions) -> Tensor:
         """`values` expanded to `(*positions, n)`."""
@@ -90,7 +107,7 @@ class Side:
 
     def sd(self, value: Value) -> Tensor:
         """Square root of the second moment."""
-        return self.memo((value, "sd"), lambda: self.second_moment(value).sqrt())
+        return self.memo((value, "sd"), lambda: root(self.second_moment(value)))
 
     def mean(self, value: Value) -> Tensor | None:
         """E[u]; None where it is zero by construction."""
@@ -199,6 +216,7 @@ class SideTile:
     def __init__(self, side: Side, index: slice) -> None:
         self.side = side
         self.index = index
+        self.smooth = side.smooth
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
         """A quantity cut to the tile's examples, in the data's type or in float64."""
@@ -216,6 +234,6 @@ class SideTile:
         """Names of the entries of a composite's table."""
         return self.side.names(value, table)
 
-    def number(self, number: float, *, wide: bool = False) -> Tensor:
+    def number(self, number: float | Tensor, *, wide: bool = False) -> Tensor:
         """A scalar tensor."""
         return self.side.number(number, wide=wide)

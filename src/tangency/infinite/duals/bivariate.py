@@ -11,12 +11,14 @@ since the correlation enters through its versine only.
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tangency.infinite.duals.quadrature import normal_pdf
+from tangency.infinite.roots import root
 
 __all__ = ["orthant_probability", "truncated_moments", "truncated_products"]
 
@@ -50,13 +52,48 @@ def _owen_t(h: Tensor, rise: Tensor, run: Tensor) -> Tensor:
     return torch.sign(rise) * torch.where(steep, 0.5 * (near + far) - near * far - value, value)
 
 
+class _Orthant(torch.autograd.Function):
+    """P(x > a, y > b), whose derivatives are closed forms (Plackett 1954)."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, versine: Tensor) -> Tensor:
+        """The probability, by Owen's T function."""
+        ctx.save_for_backward(a, b, versine)
+        a, b = a.clamp_min(_TINY), b.clamp_min(_TINY)
+        tau = torch.sqrt(versine * (2 - versine)).clamp_min(_TINY)
+        from_a = _owen_t(a, (b - a) + versine * a, a * tau)
+        from_b = _owen_t(b, (a - b) + versine * b, b * tau)
+        return 0.5 * (_upper_tail(a) + _upper_tail(b)) - from_a - from_b
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the bivariate density, taken as 0 where the two coincide (a cusp)."""
+        a, b, versine = ctx.saved_tensors
+        tau = root(versine * (2 - versine))
+        apart = tau > 1e-12
+        safe = torch.where(apart, tau, 1.0)
+        exponent = ((a - b).square() + 2 * versine * a * b) / (2 * safe.square())
+        density = torch.where(apart, torch.exp(-exponent) / (2 * math.pi * safe), 0.0)
+        by_a = -normal_pdf(a) * _upper_tail(_over((b - a) + versine * a, tau))
+        by_b = -normal_pdf(b) * _upper_tail(_over((a - b) + versine * b, tau))
+        parts = (by_a, by_b, -density)
+        inputs = (a, b, versine)
+        first, second, third = (
+            (gradient * part).sum_to_size(tensor.shape)
+            for part, tensor in zip(parts, inputs, strict=True)
+        )
+        return first, second, third
+
+
 def orthant_probability(a: Tensor, b: Tensor, versine: Tensor) -> Tensor:
     """P(x > a, y > b) for a, b >= 0 and correlation 1 - versine; float64, broadcasting."""
-    a, b = a.clamp_min(_TINY), b.clamp_min(_TINY)
-    tau = torch.sqrt(versine * (2 - versine)).clamp_min(_TINY)
-    from_a = _owen_t(a, (b - a) + versine * a, a * tau)
-    from_b = _owen_t(b, (a - b) + versine * b, b * tau)
-    return 0.5 * (_upper_tail(a) + _upper_tail(b)) - from_a - from_b
+    return cast(Tensor, _Orthant.apply(a, b, versine))
+
+
+def _over(shift: Tensor, tau: Tensor) -> Tensor:
+    """shift / tau, very large (without derivative) where tau is 0."""
+    apart = tau > 0
+    return torch.where(apart, shift / torch.where(apart, tau, 1.0), shift.detach() / _TINY)
 
 
 def truncated_moments(a: Tensor, order: int) -> list[Tensor]:
@@ -66,7 +103,7 @@ def truncated_moments(a: Tensor, order: int) -> list[Tensor]:
 
 def _scaled_moments(shift: Tensor, tau: Tensor, order: int) -> list[Tensor]:
     """E[(tau z - shift)_+^n] / n!, n = 0 .. order; tau may be 0."""
-    ratio = shift / tau.clamp_min(_TINY)
+    ratio = _over(shift, tau)
     moments = [_upper_tail(ratio)]
     before = tau * normal_pdf(ratio)
     for n in range(1, order + 1):
@@ -84,7 +121,7 @@ def truncated_products(
     T_(-1)n = density(a) E[(y - b)_+^n | x = a] / n!, and the same in n.
     """
     rho = 1 - versine
-    tau = torch.sqrt(versine * (2 - versine))
+    tau = root(versine * (2 - versine))
     at_a = [normal_pdf(a) * e for e in _scaled_moments((b - a) + versine * a, tau, order)]
     at_b = [normal_pdf(b) * e for e in _scaled_moments((a - b) + versine * b, tau, order)]
     table = {(0, 0): orthant_probability(a, b, versine)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.duals.coincidence import near_coincidence
+from tangency.infinite.roots import root
 
 __all__ = ["Dual", "NearCoincidence", "SmoothDual"]
 
@@ -80,7 +81,7 @@ class SmoothDual(Dual):
     def moments(self, sd: Tensor) -> dict[str, Tensor]:
         wide = sd.double()
         near = self.near(wide.square())
-        norm = near.energy.clamp_min(0).sqrt()
+        norm = root(near.energy.clamp_min(0))
         inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1.0), 0.0)
         entries = {
             **self.side(wide.square()),

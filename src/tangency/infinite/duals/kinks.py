@@ -73,7 +73,7 @@ def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Ki
     def bend(x: Tensor) -> Tensor:
         return _second_derivative(function, x)
 
-    span = max(10 * float(sd.max()), _LEAST_SPAN)
+    span = max(10 * float(sd.detach().max()), _LEAST_SPAN)
     jumps = [_jump_positions(_on_points(f, sd), span) for f in (function, slope, bend)]
     if jumps[0]:
         raise UnsupportedOperation(

@@ -79,7 +79,7 @@ def gaussian_rule(sd: Tensor, *, kinks: Sequence[float] = ()) -> Rule:
     kinks: positions in x at which the function is not smooth; they become panel ends, which
         gives every example its own nodes.
     """
-    largest = float(sd.max()) if sd.numel() else 1.0
+    largest = float(sd.detach().max()) if sd.numel() else 1.0
     ends = torch.from_numpy(_breakpoints(largest)).to(sd.device)
     ends = ends.reshape(-1, *[1] * sd.ndim)
     if kinks:

@@ -125,7 +125,7 @@ def _expand_kinked(
         )
         kink_mean, kink_row = kink_coefficients(parts, KINKED_TERMS)
         kept, omitted = _enough_beside_kinks(row, kink_row, slope_energy, tolerated, terms)
-        worst = float(omitted.max()) if omitted.numel() else 0.0
+        worst = float(omitted.detach().max()) if omitted.numel() else 0.0
         if best is None or worst < best[0]:
             extra = {"coefficients": row[:kept], "kink_coefficients": kink_row}
             best = worst, omitted, {**extra, **parts, "kink_mean": wide * kink_mean}

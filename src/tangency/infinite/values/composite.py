@@ -64,6 +64,14 @@ class Composite(Value):
     def centred(self) -> bool:
         return False
 
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.source,)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        source = to_positions(parts[0], self.source.positions, self.positions)
+        return self.function(side, self.positions)(source)
+
     def _source_sd(self, side: Side) -> Tensor:
         sd = to_positions(side.sd(self.source), self.source.positions, self.positions)
         return side.full(sd, self.positions)
@@ -77,7 +85,7 @@ class Composite(Value):
         """The Hermite series on one side, as accurate as the side's data type."""
         sd = self._source_sd(side).to(side.dtype)  # its type says how long the series has to be
         expansion = series.expand(self.function(side, self.positions), sd)
-        bound = float(series.truncation(expansion).max())
+        bound = float(series.truncation(expansion).detach().max())
         if bound > TOLERATED:
             warnings.warn(
                 f"{self.name} meets inputs of so large a variance that its Hermite series is cut "

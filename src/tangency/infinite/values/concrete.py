@@ -66,6 +66,8 @@ class Concrete(Value):
         return array / torch.where(norm > 0, norm, 1.0)[..., None].to(array.dtype)
 
     def second_moment(self, side: Side) -> Tensor:
+        if side.smooth:
+            return side.quantity(self, "array").double().square().mean(-1)
         return side.quantity(self, "norm").square() / self.length
 
     def mean(self, side: Side) -> Tensor | None:
@@ -73,6 +75,8 @@ class Concrete(Value):
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         if isinstance(other, Concrete):
+            if pairs.smooth:
+                return pairs.from_moments(self, other, layout)
             return Block(pairs.angles(self, other, layout), None)
         if isinstance(other, One):
             return product_of_means(self, other, layout, pairs)

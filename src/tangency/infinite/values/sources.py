@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -26,8 +28,8 @@ class Scale:
         gradient: what multiplies E[u u'] of the input (a weight) or one (a bias) in the NTK.
     """
 
-    forward: float
-    gradient: float
+    forward: float | Tensor
+    gradient: float | Tensor
 
 
 class Bias(Value):
@@ -64,6 +66,10 @@ class Bias(Value):
         zero = pairs.number(0.0, layout)
         return Block(zero, zero + self.scale.gradient)
 
+    @cached_property
+    def origins(self) -> frozenset[Hashable]:
+        return frozenset({self.identity})
+
 
 class One(Value):
     """The deterministic value one on every coordinate."""
@@ -89,3 +95,6 @@ class One(Value):
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         return Block(pairs.number(0.0, layout), None)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        return side.number(1.0).expand(1, 1)

@@ -54,7 +54,7 @@ class Term:
 class Sum(Value):
     """sum_i a_i u_i. The terms may depend on each other; all cross pairs are accounted for."""
 
-    precedence = 4
+    precedence = 6
 
     def __init__(self, positions: Positions, terms: Sequence[Term]) -> None:
         super().__init__(positions)
@@ -72,6 +72,17 @@ class Sum(Value):
     def gaussian_part(self) -> Sum:
         """The sum of the Gaussian terms."""
         return Sum(self.positions, [term for term in self.terms if term.value.gaussian])
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return tuple(term.value for term in self.terms)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        total = side.number(0.0)
+        for i, (part, term) in enumerate(zip(parts, self.terms, strict=True)):
+            spread = to_positions(part, term.value.positions, self.positions)
+            total = total + side.quantity(self, "amplitude", i) * spread
+        return total
 
     def amplitude(self, index: int, side: Side) -> Tensor:
         """a_i, shape `(*positions, n)`."""
@@ -122,7 +133,7 @@ class Sum(Value):
             return None
         count = len(self.terms)
         matched = len(partner.terms) == count and all(i == j for i, j in blocks)
-        if matched and len(blocks) == count:
+        if matched and len(blocks) == count and not pairs.smooth:
             versine = self._matched(partner, blocks, layout, pairs)
         else:
             versine = self._general(partner, layout, pairs)

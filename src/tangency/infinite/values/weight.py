@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tangency.errors import UnsupportedOperation
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties
+from tangency.infinite.roots import root
 from tangency.infinite.values.sources import Scale
 from tangency.infinite.values.value import Value, diagonal, fill, to_positions
 from tangency.infinite.values.window import Window, joint_sum, single_sum
@@ -100,6 +101,10 @@ class Weight(Value):
         """Positions of the result in the order of `_reads`, axes of size one included."""
         return (*(window.target for window in self.source.windows), *self._rest)
 
+    @cached_property
+    def origins(self) -> frozenset[Hashable]:
+        return frozenset({self.identity})
+
     # -- one example ---------------------------------------------------------------------------
 
     def input_moment(self, side: Side) -> Tensor:
@@ -130,7 +135,7 @@ class Weight(Value):
 
     def input_sd(self, side: Side) -> Tensor:
         """Square root of `input_moment`."""
-        return side.quantity(self, "input_moment").sqrt()
+        return root(side.quantity(self, "input_moment"))
 
     def second_moment(self, side: Side) -> Tensor:
         return self.scale.forward * side.quantity(self, "input_moment")
@@ -141,7 +146,7 @@ class Weight(Value):
         if not self._shared_with(other):
             return None
         assert isinstance(other, Weight)
-        if self.source.windows:
+        if self.source.windows or pairs.smooth:
             return pairs.from_moments(self, other, layout)
         inputs = self._input_block(other, layout, pairs)
         if inputs is None:
@@ -201,7 +206,7 @@ class Weight(Value):
         if not self._shared_with(other):
             return None
         assert isinstance(other, Weight)
-        if not self.source.windows:
+        if not (self.source.windows or pairs.smooth):
             return pairs.from_block(self, other, layout)
         for tie in layout.ties:
             if not self._stays_tied(tie, other):
