@@ -1,0 +1,140 @@
+"""Where the numbers of a slice lie: axes in slots, offsets on a torus, and which taps are inside.
+
+All position axes of a run fall into *slots* (rows and columns of an image, say). In every slot the
+offset of the right position from the left one is `step * offset`, where `step` is the product of
+the strides between an axis and the result of the run. Offsets live on a torus: with modulus
+`m * step` at least the size of the axis, the pairs (p, (p + step * offset) mod (m * step)) of all
+offsets 0 .. m - 1 are all pairs of positions, each once, and pairs that a window's tap joins have
+the same offset unless the tap leaves one of the two images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tangency.infinite.fused.graph import Kind, Node, NotFusable, each
+from tangency.infinite.fused.trace import Tracer
+from tangency.infinite.values.window import Window
+from tangency.program.axes import Axis
+
+__all__ = ["Extent", "Geometry", "Level"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One axis in its slot: how many positions it has, and how far the next offset takes it."""
+
+    slot: int
+    size: int
+    step: int
+
+
+Level = tuple[Extent, ...]
+"""The extents of a matrix of numbers, one per slot."""
+
+
+class Geometry:
+    """Slots and extents of all axes of one run.
+
+    Args:
+        tracer: knows which axes are the same.
+        roots: what the run computes.
+        order: position axes of the result, one per slot.
+
+    Raises:
+        NotFusable: the axes do not fall into slots, or strides do not agree.
+    """
+
+    def __init__(self, tracer: Tracer, roots: tuple[Node, ...], order: Sequence[Axis]) -> None:
+        self._tracer = tracer
+        self.rank = len(order)
+        self._extents: dict[Axis, Extent] = {}
+        for slot, axis in enumerate(order):
+            self._place(axis, Extent(slot, axis.size, 1))
+        nodes = list(each(roots))
+        self._follow(nodes)
+        self._check(nodes)
+        self.least = tuple(self._least(slot) for slot in range(self.rank))
+
+    def _place(self, axis: Axis, extent: Extent) -> bool:
+        """Give an axis its extent; whether that is news."""
+        axis = self._tracer.representative(axis)
+        known = self._extents.setdefault(axis, extent)
+        if known != extent:
+            raise NotFusable("branches whose strides differ meet in one value")
+        return known is extent
+
+    def _follow(self, nodes: list[Node]) -> None:
+        """Carry slots and steps from the results of windows to their inputs."""
+        windows = [node.window for node in reversed(nodes) if node.kind == Kind.WINDOW]
+        news = True
+        while news:
+            news = False
+            for window in windows:
+                target = self._tracer.representative(window.target)
+                if target in self._extents:
+                    there = self._extents[target]
+                    step = there.step * window.stride
+                    news |= self._place(window.source, Extent(there.slot, window.source.size, step))
+
+    def _check(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            slots = [self.extent(axis).slot for axis in self.axes(node)]
+            if len(set(slots)) != len(slots):
+                raise NotFusable("a value with two positions of one kind: not a slice")
+
+    def _least(self, slot: int) -> int:
+        extents = [e for e in self._extents.values() if e.slot == slot]
+        return max(-(-e.size // e.step) for e in extents)
+
+    def axes(self, node: Node) -> frozenset[Axis]:
+        """The axes of a node, each by its representative."""
+        return frozenset(self._tracer.representative(axis) for axis in node.axes)
+
+    def extent(self, axis: Axis) -> Extent:
+        """The extent of an axis."""
+        axis = self._tracer.representative(axis)
+        if axis not in self._extents:
+            raise NotFusable("an axis on which the result does not depend position by position")
+        return self._extents[axis]
+
+    def level(self, node: Node) -> Level | None:
+        """The extents of a node; None if it does not vary along all slots."""
+        extents = sorted((self.extent(a) for a in self.axes(node)), key=lambda e: e.slot)
+        return tuple(extents) if len(extents) == self.rank else None
+
+    def windowed(self, window: Window) -> tuple[Extent, Extent]:
+        """Extents of a window's input and result."""
+        return self.extent(window.source), self.extent(window.target)
+
+
+def right(extent: Extent, modulus: int, offset: int) -> NDArray[np.int64]:
+    """The right position of every left position 0 .. modulus * step - 1 at one offset."""
+    whole = modulus * extent.step
+    moved: NDArray[np.int64] = (np.arange(whole) + offset * extent.step) % whole
+    return moved
+
+
+def inside(extent: Extent, modulus: int, offset: int) -> NDArray[np.bool_]:
+    """Where both the left and the right position exist."""
+    left = np.arange(modulus * extent.step)
+    both: NDArray[np.bool_] = (left < extent.size) & (right(extent, modulus, offset) < extent.size)
+    return both
+
+
+def reached(
+    window: Window, source: Extent, target: Extent, modulus: int, offset: int
+) -> NDArray[np.bool_]:
+    """Which taps lie inside both images, shape `(taps, positions of the result)`."""
+    left = np.arange(modulus * target.step)
+    there = right(target, modulus, offset)
+    shift = np.arange(window.taps)[:, None] * window.dilation - window.padding
+    reads = [positions * window.stride + shift for positions in (left, there)]
+    exists = inside(target, modulus, offset)
+    fits = [(read >= 0) & (read < source.size) for read in reads]
+    result: NDArray[np.bool_] = fits[0] & fits[1] & exists
+    return result

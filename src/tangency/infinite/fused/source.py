@@ -1,0 +1,271 @@
+"""C text that computes the slices of one run.
+
+A generated function takes tables of pointers: quantities of the left and of the right examples,
+and what depends on the offset alone (`tables.py`). It computes slices one after another in buffers
+that stay in the first-level cache, and adds up the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tangency.infinite.fused.buffers import Buffers
+from tangency.infinite.fused.functions import Call, Functions, Piece
+from tangency.infinite.fused.geometry import Geometry, Level
+from tangency.infinite.fused.graph import Kind, Node
+from tangency.infinite.fused.loops import statements
+from tangency.infinite.fused.operations import c_type
+from tangency.infinite.fused.schedule import Gather, Loop, Schedule, Slide
+
+__all__ = ["Run", "slices_source"]
+
+SIGNATURE = (
+    "void {name}(const void *const *left, const void *const *right, const void *const *tables,"
+    " char *scratch, const long *pairs, long count, long first, long last, double *out)"
+)
+
+NEAR = 1e-2
+"""Versines of data below this are computed from differences, as `input_angles` does."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of layers that is local in the offset.
+
+    Attributes:
+        roots: what is added up over positions: moments, NTKs.
+        geometry: of all axes.
+        moduli: of the offsets, one per slot (columns come last).
+        schedule: the steps of a slice.
+    """
+
+    roots: tuple[Node, ...]
+    geometry: Geometry
+    moduli: tuple[int, ...]
+    schedule: Schedule
+
+    def shape(self, level: Level) -> tuple[int, int]:
+        """Rows and columns of a slice's matrix at a level."""
+        sizes = (1, *(m * e.step for m, e in zip(self.moduli, level, strict=True)))
+        return sizes[-2], sizes[-1]
+
+    def steps(self, level: Level) -> tuple[int, int]:
+        """By how many rows and columns one more offset moves the right position."""
+        steps = (0, *(e.step for e in level))
+        return steps[-2], steps[-1]
+
+    def level(self, node: Node) -> Level:
+        """The level of a node that varies along all slots."""
+        level = self.geometry.level(node)
+        assert level is not None
+        return level
+
+    @property
+    def data(self) -> list[Node]:
+        """Leaves made of the data of both sides."""
+        return [step.node for step in self.schedule.steps if isinstance(step, Gather)]
+
+    @property
+    def windows(self) -> list[Node]:
+        """Sums over taps, in the order of the tables."""
+        return [step.node for step in self.schedule.steps if isinstance(step, Slide)]
+
+
+def slices_source(name: str, run: Run, functions: Functions) -> list[str | Call]:
+    """The function that computes the slices `first` to `last` of a list of pairs of examples.
+
+    To `out`, one number per root and pair, it adds the sums over the positions of these slices.
+    """
+    writer = _Writer(run, functions)
+    lines: list[str | Call] = [SIGNATURE.format(name=name), "{"]
+    lines += writer.buffers.declarations()
+    lines.append("const long rows = ((const long *)tables[0])[0];")
+    lines.append("for (long pair = 0; pair < count; pair++) {")
+    lines.append("const long i = pairs[2 * pair], j = pairs[2 * pair + 1];")
+    lines += writer.left()
+    lines += [
+        "long seen = -1;",
+        "for (long s = first; s < last; s++) {",
+        "const long at = s / rows, down = s % rows;",
+        "const long dx = ((const long *)tables[1])[at], dy = ((const long *)tables[2])[down];",
+    ]
+    lines += writer.buffers.assembly()
+    for step in run.schedule.steps:
+        lines += writer.step(step)
+    return [*lines, *writer.sums(), "}", "}", "}"]
+
+
+class _Writer:
+    def __init__(self, run: Run, functions: Functions) -> None:
+        self.run = run
+        self.functions = functions
+        self.buffers = Buffers(run)
+
+    def left(self) -> list[str]:
+        """Pointers to the left example's quantities and data."""
+        lines = []
+        for k, array in enumerate(self.run.schedule.arrays):
+            if array.side == Kind.LEFT:
+                rows, columns = self.run.shape(array.level)
+                kind, size = c_type(array.node.dtype), rows * columns
+                lines.append(f"const {kind} *l{k} = (const {kind} *)left[{k}] + i * {size}L;")
+        for k, node in enumerate(self.run.data, len(self.run.schedule.arrays)):
+            rows, columns = self.run.shape(self.run.level(node))
+            size = rows * columns * node.detail.channels
+            lines.append(f"const double *l{k} = (const double *)left[{k}] + i * {size}L;")
+        return lines
+
+    def step(self, step: Gather | Slide | Loop) -> Sequence[str | Call]:
+        """One step of a slice."""
+        if isinstance(step, Loop):
+            return self._loop(step)
+        return self._slide(step.node) if isinstance(step, Slide) else self._gather(step.node)
+
+    def _parts(self, level: Level, piece: Piece, shifted: Sequence[int]) -> list[str | Call]:
+        """A loop in two parts, before and after the right rows start again from the first.
+
+        The first parameters of the piece are the first and last element; those in `shifted`
+        point at right quantities.
+        """
+        rows, columns = self.run.shape(level)
+        size, step = rows * columns, self.run.steps(level)[0] * columns
+        if step == 0:
+            return [self._part(piece, shifted, "0", f"{size}L", "0")]
+        moved = f"dy * {step}L"
+        return [
+            self._part(piece, shifted, "0", f"{size}L - {moved}", moved),
+            self._part(piece, shifted, f"{size}L - {moved}", f"{size}L", f"{moved} - {size}L"),
+        ]
+
+    def _part(self, piece: Piece, shifted: Sequence[int], a: str, b: str, by: str) -> Call:
+        arguments = [
+            f"{text} + ({by})" if k in shifted else text for k, text in enumerate(piece.arguments)
+        ]
+        arguments[:2] = a, b
+        return self.functions.add(
+            Piece(piece.parameters, piece.text, tuple(arguments), piece.constants)
+        )
+
+    def _loop(self, loop: Loop) -> list[str | Call]:
+        body = statements(loop)
+        kinds, arguments, shifted = ["long", "long"], ["", ""], []
+        names: dict[Node, str] = {}
+        for node in body.reads:
+            names[node] = f"p{len(kinds)}[e]"
+            kinds.append(f"const {c_type(node.dtype)} *restrict")
+            index = self.run.schedule.array(node, loop.level)
+            if index is None:
+                arguments.append(self.buffers.name(node))
+            elif self.run.schedule.arrays[index].side == Kind.LEFT:
+                arguments.append(f"l{index}")
+            else:
+                shifted.append(len(arguments))
+                arguments.append(f"r{index}")
+        stores = {}
+        for node in loop.stores:
+            stores[node] = f"p{len(kinds)}[e]"
+            kinds.append(f"{c_type(node.dtype)} *restrict")
+            arguments.append(self.buffers.name(node))
+        text = ["#pragma GCC ivdep", "for (long e = p0; e < p1; e++) {"]
+        text += [*body.text(names, stores), "}"]
+        piece = Piece(tuple(kinds), "\n".join(text), tuple(arguments), body.constants)
+        return self._parts(loop.level, piece, shifted)
+
+    def _gather(self, node: Node) -> list[str | Call]:
+        """Products of the data, or versines between them, channel by channel in float64."""
+        level = self.run.level(node)
+        rows, columns = self.run.shape(level)
+        index = len(self.run.schedule.arrays) + self.run.data.index(node)
+        size, channels, kind = rows * columns, node.detail.channels, c_type(node.dtype)
+        text = [
+            "#pragma GCC ivdep",
+            "for (long e = p0; e < p1; e++) {",
+            "double product = 0, distance = 0;",
+            f"for (int c = 0; c < {channels}; c++) {{",
+            f"const double x = p2[c * {size}L + e], y = p3[c * {size}L + e];",
+            "product += x * y;",
+        ]
+        if node.detail.versine:
+            text += ["distance += (x - y) * (x - y);", "}", "const double versine = 1 - product;"]
+            text.append(f"p4[e] = ({kind})(versine < {NEAR} ? 0.5 * distance : versine);")
+        else:
+            text += ["}", f"p4[e] = ({kind})(product / {channels});"]
+        kinds = ("long", "long", *["const double *restrict"] * 2, f"{kind} *restrict")
+        arguments = ("", "", f"l{index}", f"r{index}", self.buffers.name(node))
+        return self._parts(level, Piece(kinds, "\n".join([*text, "}"]), arguments), (3,))
+
+    def _slide(self, node: Node) -> list[str | Call]:
+        source, _ = self.run.geometry.windowed(node.window)
+        along_columns = source.slot == self.run.geometry.rank - 1
+        index = 5 + 2 * self.run.windows.index(node)
+        piece = self._columns(node, index) if along_columns else self._rows(node, index)
+        return [self.functions.add(piece)]
+
+    def _columns(self, node: Node, index: int) -> Piece:
+        """Taps along a row; those that leave an image are multiplied by zero."""
+        window, kind = node.window, c_type(node.dtype)
+        rows, columns = self.run.shape(self.run.level(node))
+        _, width = self.run.shape(self.run.level(node.inputs[0]))
+        table = index if node.dtype == torch.float64 else index + 1
+        terms = []
+        for t in range(window.taps):
+            at = f"c * {window.stride} + {t * window.dilation - window.padding}"
+            terms.append(f"p0[{t * columns} + c] * x[{at}]")
+        text = [
+            f"for (long y = 0; y < {rows}; y++) {{",
+            f"const {kind} *restrict x = p1 + y * {width}L;",
+            f"{kind} *restrict z = p2 + y * {columns}L;",
+            "#pragma GCC ivdep",
+            f"for (long c = 0; c < {columns}; c++) z[c] = {' + '.join(terms)};",
+            "}",
+        ]
+        masks = f"(const {kind} *)tables[{table}] + at * {window.taps * columns}L"
+        arguments = (masks, self.buffers.name(node.inputs[0]), self.buffers.name(node))
+        kinds = (*[f"const {kind} *restrict"] * 2, f"{kind} *restrict")
+        return Piece(kinds, "\n".join(text), arguments)
+
+    def _rows(self, node: Node, index: int) -> Piece:
+        """Taps across rows; those that leave an image read a row of zeros."""
+        window, kind = node.window, c_type(node.dtype)
+        rows, columns = self.run.shape(self.run.level(node))
+        text = [f"for (long y = 0; y < {rows}; y++, p0 += {window.taps}) {{"]
+        for t in range(window.taps):
+            row = f"p0[{t}] < 0 ? p1 : p2 + p0[{t}] * {columns}L"
+            text.append(f"const {kind} *x{t} = {row};")
+        text += [
+            f"{kind} *restrict z = p3 + y * {columns}L;",
+            "#pragma GCC ivdep",
+            f"for (long c = 0; c < {columns}; c++)"
+            f" z[c] = {' + '.join(f'x{t}[c]' for t in range(window.taps))};",
+            "}",
+        ]
+        where = f"(const int *)tables[{index}] + down * {rows * window.taps}L"
+        zeros, source = self.buffers.zeros(node.dtype), self.buffers.name(node.inputs[0])
+        kinds = ("const int *", *[f"const {kind} *"] * 2, f"{kind} *")
+        return Piece(kinds, "\n".join(text), (where, zeros, source, self.buffers.name(node)))
+
+    def sums(self) -> list[str | Call]:
+        """Add up each root over the positions that exist."""
+        rows, columns = self.run.shape(self.run.level(self.run.roots[0]))
+        lines: list[str | Call] = [
+            f"const double *down_in = (const double *)tables[3] + down * {rows}L;",
+            f"const double *across_in = (const double *)tables[4] + at * {columns}L;",
+        ]
+        for k, root in enumerate(self.run.roots):
+            kind = c_type(root.dtype)
+            text = [
+                "double total = 0;",
+                f"for (long y = 0; y < {rows}; y++) if (p0[y] != 0) {{",
+                "#pragma omp simd reduction(+:total)",
+                f"for (long c = 0; c < {columns}; c++) total += p1[c] * p2[y * {columns}L + c];",
+                "}",
+                "*p3 += total;",
+            ]
+            kinds = (*["const double *"] * 2, f"const {kind} *", "double *")
+            place = f"out + pair * {len(self.run.roots)} + {k}"
+            arguments = ("down_in", "across_in", self.buffers.name(root), place)
+            lines.append(self.functions.add(Piece(kinds, "\n".join(text), arguments)))
+        return lines

@@ -1,0 +1,266 @@
+"""Records what the rules compute for a covariance at equal positions: the program of one slice.
+
+The rules run on tensors that carry a small example and remember every operation. Views that only
+move, add or spread dimensions leave no trace, for a node knows the axes along which it varies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangency.infinite.fused.graph import Kind, Node, NotFusable, Reduction
+from tangency.infinite.fused.operations import IDENTITIES, POINTWISE
+from tangency.infinite.values.window import Window, single_sum
+from tangency.program.axes import Axis
+
+__all__ = ["EXAMPLES", "Labels", "Traced", "Tracer", "multiple", "reduction", "traced"]
+
+EXAMPLES = (2, 3)
+"""Sizes of the batch dimensions of the tensors that are traced."""
+
+Label = Axis | str | None
+"""What a dimension is: an axis, a batch ("n1", "n2"), or nothing (of size one)."""
+
+Labels = tuple[Label, ...]
+
+
+class Tracer:
+    """What one trace remembers: leaves, and which axes were found to be the same."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[tuple[str, Hashable], Node] = {}
+        self._same: dict[Axis, Axis] = {}
+
+    def representative(self, axis: Axis) -> Axis:
+        """The axis that stands for all that were identified with `axis`."""
+        while axis in self._same:
+            axis = self._same[axis]
+        return axis
+
+    def identify(self, a: Axis, b: Axis) -> None:
+        """Record that two axes share one dimension (a tie)."""
+        a, b = self.representative(a), self.representative(b)
+        if a is not b:
+            self._same[b] = a
+
+    def leaf(self, kind: str, detail: Hashable, value: Tensor, labels: Labels) -> Traced:
+        """The tensor of a leaf, of one node whenever it is asked for."""
+        axes = frozenset(a for a in labels if isinstance(a, Axis))
+        node = self.leaves.setdefault((kind, detail), Node(kind, value.dtype, axes, detail=detail))
+        return traced(value, node, labels, self)
+
+
+class Traced(Tensor):
+    """A tensor that remembers how it was computed."""
+
+    value: Tensor
+    node: Node
+    labels: Labels
+    tracer: Tracer
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is single_sum:
+            return _windowed(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        values = torch.utils._pytree.tree_map(_value, list(args))
+        result = func(*values, **torch.utils._pytree.tree_map(_value, keywords))
+        name = func.overloadpacket.__name__
+        if name in IDENTITIES:
+            return traced(result, args[0].node, args[0].labels, args[0].tracer)
+        if name in _VIEWS:
+            labels = _VIEWS[name](args[0], result, *args[1:], **keywords)
+            return traced(result, args[0].node, labels, args[0].tracer)
+        if name in _FILLS:
+            return _filled(name, args, result)
+        if name in ("sum", "mean"):
+            return _reduced(name, args[0], result, *args[1:], **keywords)
+        if name not in POINTWISE or not isinstance(result, Tensor):
+            raise NotFusable(f"{func} has no C form")
+        return _pointwise(func, args, keywords, result)
+
+
+def traced(value: Tensor, node: Node, labels: Labels, tracer: Tracer) -> Traced:
+    """A traced tensor with the shape and type of `value`."""
+    tensor: Traced = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        Traced, value.shape, dtype=value.dtype, device=value.device
+    )
+    tensor.value, tensor.node, tensor.labels, tensor.tracer = value, node, labels, tracer
+    return tensor
+
+
+def _value(argument: Any) -> Any:
+    return argument.value if isinstance(argument, Traced) else argument
+
+
+def _pointwise(func: Any, args: Sequence[Any], keywords: dict[str, Any], result: Tensor) -> Traced:
+    tensors = [a for a in args if isinstance(a, Traced)]
+    tracer = tensors[0].tracer
+    labels: list[Label] = [None] * result.dim()
+    for tensor in tensors:
+        _merge(labels, tensor.labels, tracer)
+    arguments = tuple(_argument(a) for a in args)
+    axes = frozenset(axis for tensor in tensors for axis in tensor.node.axes)
+    kept = {k: v for k, v in keywords.items() if k in ("alpha", "dtype")}
+    node = Node(Kind.POINTWISE, result.dtype, axes, arguments, func, kept)
+    return traced(result, node, tuple(labels), tracer)
+
+
+def _argument(argument: Any) -> Any:
+    if isinstance(argument, Traced):
+        return argument.node
+    if not isinstance(argument, Tensor):
+        return argument
+    if argument.numel() != 1:
+        raise NotFusable("a tensor that is neither a quantity of a side nor a number")
+    return Node(Kind.CONSTANT, argument.dtype, detail=float(argument))
+
+
+def _merge(labels: list[Label], others: Labels, tracer: Tracer) -> None:
+    """Labels of a broadcast result; two axes that meet in one dimension are tied."""
+    start = len(labels) - len(others)
+    for k, other in enumerate(others, start):
+        mine = labels[k]
+        if mine is None:
+            labels[k] = other
+        elif isinstance(mine, Axis) and isinstance(other, Axis):
+            tracer.identify(mine, other)
+        elif other is not None and other != mine:
+            raise NotFusable("a batch that meets a position")
+
+
+def _filled(name: str, args: Sequence[Any], result: Tensor) -> Traced:
+    """A tensor of one number; it varies along no axis."""
+    like = args[0]
+    if result.numel() and not bool((result == result.flatten()[0]).all()):
+        raise NotFusable(f"{name} of several numbers")
+    node = Node(Kind.CONSTANT, result.dtype, detail=float(result.flatten()[0]))
+    return traced(result, node, (None,) * result.dim(), like.tracer)
+
+
+_FILLS = frozenset(
+    {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill"}
+)
+
+
+# -- views -------------------------------------------------------------------------------------
+
+
+def _permuted(tensor: Traced, result: Tensor, order: Sequence[int]) -> Labels:
+    return tuple(tensor.labels[k] for k in order)
+
+
+def _unsqueezed(tensor: Traced, result: Tensor, dim: int) -> Labels:
+    labels = list(tensor.labels)
+    labels.insert(dim % result.dim(), None)
+    return tuple(labels)
+
+
+def _reshaped(tensor: Traced, result: Tensor, *_: Any) -> Labels:
+    """Dimensions of size one come and go; the others keep their order."""
+    pairs = zip(tensor.labels, tensor.shape, strict=True)
+    sized = [(label, size) for label, size in pairs if size != 1]
+    if [size for _, size in sized] != [size for size in result.shape if size != 1]:
+        raise NotFusable("a reshape that joins or splits dimensions")
+    rest = iter(label for label, _ in sized)
+    return tuple(next(rest) if size != 1 else None for size in result.shape)
+
+
+def _expanded(tensor: Traced, result: Tensor, *_: Any, **__: Any) -> Labels:
+    return (None,) * (result.dim() - tensor.dim()) + tensor.labels
+
+
+_VIEWS = {
+    "permute": _permuted,
+    "unsqueeze": _unsqueezed,
+    "view": _reshaped,
+    "_unsafe_view": _reshaped,
+    "_reshape_alias": _reshaped,
+    "squeeze": _reshaped,
+    "expand": _expanded,
+}
+
+
+# -- reductions --------------------------------------------------------------------------------
+
+
+def _reduced(
+    name: str, tensor: Traced, result: Tensor, dim: Sequence[int], keepdim: bool = False, **_: Any
+) -> Traced:
+    """A sum over positions at which left and right are tied."""
+    dims = sorted(d % tensor.dim() for d in dim)
+    axes = tuple(a for d in dims if isinstance(a := tensor.labels[d], Axis))
+    if any(isinstance(tensor.labels[d], str) for d in dims):
+        raise NotFusable("a sum over examples")
+    count = math.prod(tensor.shape[d] for d in dims)
+    repeated = count // math.prod(a.size for a in axes)
+    factor = 1 / count if name == "mean" else 1.0
+    node = reduction(tensor.node, axes, tensor.tracer, offsets=False)
+    kept: list[Label] = [None if d in dims else a for d, a in enumerate(tensor.labels)]
+    labels = kept if keepdim else [a for d, a in enumerate(tensor.labels) if d not in dims]
+    node = multiple(node, repeated * factor)
+    return traced(result, node, tuple(labels), tensor.tracer)
+
+
+def reduction(node: Node, axes: tuple[Axis, ...], tracer: Tracer, *, offsets: bool) -> Node:
+    """The sum of a node over `axes`; sums of sums at equal positions are one."""
+    if not axes:
+        return node
+    if node.kind == Kind.REDUCE and not offsets and not node.detail.offsets:
+        axes = (*node.detail.axes, *axes)
+        node = node.arguments[0]
+    gone = {tracer.representative(a) for a in axes}
+    kept = frozenset(a for a in node.axes if tracer.representative(a) not in gone)
+    return Node(Kind.REDUCE, node.dtype, kept, (node,), detail=Reduction(axes, offsets))
+
+
+def multiple(node: Node, factor: float, *, always: bool = False) -> Node:
+    """A node times a number; with `always`, a new node even if that is one."""
+    if factor == 1.0 and not always:
+        return node
+    return Node(Kind.POINTWISE, node.dtype, node.axes, (node, factor), torch.ops.aten.mul.Tensor)
+
+
+# -- windows -----------------------------------------------------------------------------------
+
+
+def _windowed(values: Traced, dim: int, window: Window) -> Traced:
+    """The sum over a window's taps as one node."""
+    if window.insert != 1:
+        raise NotFusable("a transposed convolution with a stride")
+    result = single_sum(values.value, dim, window)
+    found, tracer = values.labels[dim], values.tracer
+    if window.source.size == 1:
+        return _from_one_position(values, window, result)
+    if found is None:  # the same number at all positions, spread first
+        found = window.source
+    assert isinstance(found, Axis)
+    tracer.identify(found, window.source)
+    labels = list(values.labels)
+    labels[dim] = window.target if window.target.size > 1 else None
+    kept = {
+        a for a in values.node.axes if tracer.representative(a) is not tracer.representative(found)
+    }
+    axes = frozenset(kept | {window.target})
+    node = Node(Kind.WINDOW, result.dtype, axes, (values.node,), detail=window)
+    return traced(result, node, tuple(labels), tracer)
+
+
+def _from_one_position(values: Traced, window: Window, result: Tensor) -> Traced:
+    if window.target.size != 1:
+        raise NotFusable("a convolution that makes several positions of one")
+    taps = sum(t * window.dilation == window.padding for t in range(window.taps))
+    return traced(result, multiple(values.node, float(taps)), values.labels, values.tracer)
