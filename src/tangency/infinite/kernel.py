@@ -21,6 +21,9 @@ from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.lowering import Lowering
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
+from tangency.infinite.sampling import estimation
+from tangency.infinite.sampling.draws import Sampling
+from tangency.infinite.sampling.estimation import Estimate
 from tangency.infinite.side import Side, SideTile
 from tangency.infinite.values.value import Value, to_positions
 from tangency.kernel_pair import KernelPair
@@ -58,6 +61,11 @@ class InfiniteKernel:
         compile: whether `torch.compile` fuses the recursion. It takes some ten to sixty seconds
             once and makes large matrices several times faster; "auto" compiles when the time
             measured on the first tile says that it pays.
+        numerical: "sample" estimates from samples what has no closed form (max-pooling, softmax,
+            gates that share weights, ...); None refuses such operations by name. What has a closed
+            form is exact in both cases.
+        samples: their number.
+        seed: equal seeds give equal samples.
 
     Raises:
         InvalidInput: bad example data, or unusable `init` or `parametrization`.
@@ -73,9 +81,15 @@ class InfiniteKernel:
         parametrization: Parametrization = "standard",
         dtype: torch.dtype | None = None,
         compile: bool | Literal["auto"] = "auto",
+        numerical: Literal["sample"] | None = None,
+        samples: int = 4096,
+        seed: int = 0,
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise InvalidInput(f"dtype is {dtype}; kernels need a floating-point type.")
+        if numerical not in (None, "sample"):
+            raise InvalidInput(f'numerical is {numerical!r}; it can be None or "sample".')
+        estimation.check(samples, seed)
         self.program: Program = capture(model, example)
         self.parametrization = parametrization
         self.dtype = dtype
@@ -83,14 +97,25 @@ class InfiniteKernel:
         self._compiled: CompiledBlock | None = None
         self._compile_failed = False
         self._example = example
-        self._lowering = Lowering(self.program, module_parameters(model, init, parametrization))
+        self.samples = samples
+        self.seed = seed
+        parameters = module_parameters(model, init, parametrization)
+        self._lowering = Lowering(self.program, parameters, sample=numerical == "sample")
         self._output: Value = self._lower_output()
 
     def _lower_output(self) -> Value:
         node = self.program.output
         if self.program.nature[node] != "random":
             raise InvalidInput("the output does not depend on any weight: it has no limit kernel.")
+        for statistic, nature in self.program.nature.items():
+            if nature == "statistic" and any(map(self._lowering.random, statistic.all_input_nodes)):
+                self._statistic_pieces(statistic)
         return self._lowering.value(node)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether something in this network is estimated from samples."""
+        return self._lowering.sampled
 
     def nngp(self, x1: Examples, x2: Examples | None = None) -> Tensor:
         """E[f(x) f(x')], shape `(n1, n2)`, or `(n1, n2, *P, *P)` with position axes P.
@@ -106,7 +131,46 @@ class InfiniteKernel:
         return self.pair(x1, x2).ntk
 
     def pair(self, x1: Examples, x2: Examples | None = None) -> KernelPair:
-        """NNGP and NTK in one pass."""
+        """NNGP and NTK in one pass (their means over samples, where something is sampled)."""
+        return self._exact(x1, x2) if not self.sampled else self.estimate(x1, x2).pair
+
+    def estimate(self, x1: Examples, x2: Examples | None = None) -> Estimate:
+        """Both kernels with the standard errors of their entries, which are zero if exact.
+
+        The samples are those of all of `x1` and `x2` together. They take memory and time that grow
+        with the square and the cube of examples times positions.
+        """
+        if not self.sampled:
+            nngp, ntk = self._exact(x1, x2)
+            return Estimate(nngp, ntk, torch.zeros_like(nngp), torch.zeros_like(ntk))
+        first = self._arranged(x1, "x1")
+        joint = first if x2 is None else examples.concatenate(first, self._arranged(x2, "x2"))
+        dtype = self.dtype or _floating_dtype(joint)
+        average = estimation.average(
+            self._sampled_pair(joint, examples.count(first), sampling, symmetric=x2 is None)
+            for sampling in estimation.groups(self.samples, self.seed)
+        )
+        return Estimate(*(kernel.to(dtype) for kernel in average))
+
+    def _sampled_pair(
+        self, x: Examples, count: int, sampling: Sampling, *, symmetric: bool
+    ) -> KernelPair:
+        """The kernels of the first `count` examples with themselves, or else with the others."""
+        side = self._new_side(x, torch.float64, sampling)
+        rows, columns = slice(0, count), slice(0 if symmetric else count, side.count)
+        if symmetric:
+            pairs = side.draws.pairs
+        else:
+            pairs = Pairs(SideTile(side, rows), SideTile(side, columns))
+        tile = tiles.Tile(rows, slice(0, columns.stop - columns.start))
+        kernels = []
+        for block in evaluate(self._output, pairs):
+            full = self._arrange(block, tile)
+            kernels.append(torch.empty_like(full))
+            tiles.fill(kernels[-1], tile, full, symmetric=symmetric)
+        return KernelPair(*kernels)
+
+    def _exact(self, x1: Examples, x2: Examples | None) -> KernelPair:
         rows = self._side(x1, "x1")
         columns = rows if x2 is None else self._side(x2, "x2")
         positions = self._positions
@@ -128,20 +192,32 @@ class InfiniteKernel:
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
-        return self._diagonal(self._side(x, "x"))
+        if not self.sampled:
+            return self._diagonal(self._side(x, "x"))
+        x = self._arranged(x, "x")
+        dtype = self.dtype or _floating_dtype(x)
+        groups = estimation.groups(self.samples, self.seed)
+        sides = (self._new_side(x, torch.float64, group) for group in groups)
+        mean = estimation.average(map(self._diagonal, sides)).pair
+        return KernelPair(*(kernel.to(dtype) for kernel in mean))
 
     @property
     def _positions(self) -> Positions:
         return self.program.atoms(self.program.output, "position")
 
     def _side(self, x: Examples, name: str) -> Side:
-        examples.check(x, name, like=self._example)
-        dtype = self.dtype or _floating_dtype(x)
-        arranged = examples.arrange(x, self._example)
-        side = Side(self.program, arranged, dtype, self._statistic_pieces)
-        last = examples.take(arranged, slice(side.count - 1, side.count))
-        check_independence(side, Side(self.program, last, dtype, self._statistic_pieces))
+        arranged = self._arranged(x, name)
+        return self._new_side(arranged, self.dtype or _floating_dtype(x))
+
+    def _new_side(self, x: Examples, dtype: torch.dtype, sampling: Sampling | None = None) -> Side:
+        side = Side(self.program, x, dtype, self._statistic_pieces, sampling)
+        last = examples.take(x, slice(side.count - 1, side.count))
+        check_independence(side, Side(self.program, last, dtype, self._statistic_pieces, sampling))
         return side
+
+    def _arranged(self, x: Examples, name: str) -> Examples:
+        examples.check(x, name, like=self._example)
+        return examples.arrange(x, self._example)
 
     def _statistic_pieces(self, node: fx.Node) -> tuple[tuple[float, Value], ...]:
         return self._lowering.pieces(cast(fx.Node, node.args[0]), frozenset())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, fx
 
@@ -19,7 +19,7 @@ from tangency.infinite.side import Side
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.sources import Scale
 from tangency.infinite.values.sum import Coefficient
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import size_of
 from tangency.program.capture import Program
 from tangency.program.operations import base_name
@@ -65,12 +65,14 @@ class Parameters:
     Attributes:
         weight: scales of a weight as a site uses it, given its fan-in and fan-out.
         bias: scales of a bias, given the fan-in and fan-out of the layer that it belongs to.
+        table: scales of rows of a table, or of a token, given its values and their role.
         value: present value of a parameter.
         trainable: whether a parameter counts in the NTK.
     """
 
     weight: Callable[[ParameterUse, int, int], Scale]
     bias: Callable[[ParameterUse, int, int], Scale]
+    table: Callable[[str, Tensor, str], Scale]
     value: Callable[[str], Tensor]
     trainable: Callable[[str], bool]
 
@@ -78,9 +80,11 @@ class Parameters:
 class Lowering:
     """Lowers the nodes of a program, each strand once."""
 
-    def __init__(self, program: Program, parameters: Parameters) -> None:
+    def __init__(self, program: Program, parameters: Parameters, *, sample: bool = False) -> None:
         self.program = program
         self.parameters = parameters
+        self.sample = sample
+        self.sampled = False
         self._values: dict[tuple[fx.Node, int, int], Value] = {}
         self._cuts: dict[fx.Node, frozenset[int]] = {}
 
@@ -106,6 +110,8 @@ class Lowering:
         return self._values[key]
 
     def _lower(self, node: fx.Node, start: int, length: int) -> Value:
+        if self.program.nature[node] == "parameter":
+            return RULES["parameter"](self, node, start, length)
         if self.program.nature[node] != "random":
             return self.data(node, self.program.atoms(node, "width"), start, length)
         name = base_name(node)
@@ -154,6 +160,25 @@ class Lowering:
             return values if transform is None else transform(values)
 
         return Coefficient(evaluate, positions)
+
+    def constant(self, node: fx.Node, side: Side, positions: Positions) -> Any:
+        """A concrete argument of a pointwise operation, over `positions` of its result."""
+        if node not in self.program.axes:
+            return side.concrete(node)
+        own: Positions = self.program.atoms(node, "position")
+        values = to_positions(side.features(node, own, ())[..., 0], own, positions)
+        kind = node.meta["val"].dtype
+        return values if kind.is_floating_point else values.to(kind)
+
+    def need_samples(self, node: fx.Node, reason: str) -> None:
+        """Note that a node's moments are sampled; refuse it if that was not asked for."""
+        if not self.sample:
+            raise self.unsupported(
+                node,
+                f'{reason}: pass numerical="sample" to InfiniteKernel to estimate its limit by '
+                "samples, with a standard error",
+            )
+        self.sampled = True
 
     def unsupported(self, node: fx.Node, reason: str) -> UnsupportedOperation:
         """The error for a node that cannot be lowered."""

@@ -11,16 +11,21 @@ from torch.fx.node import map_arg
 
 from tangency.infinite.duals.activations import closed_form
 from tangency.infinite.duals.piecewise import Step
+from tangency.infinite.entries import entries_of
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.affine import bias_term
 from tangency.infinite.rules.normalization import scaled
+from tangency.infinite.rules.sampled import coordinatewise
 from tangency.infinite.side import Side
 from tangency.infinite.values.composite import Composite
 from tangency.infinite.values.expression import base_of, evaluate, key_of
+from tangency.infinite.values.product import Product, independent_factors
+from tangency.infinite.values.sampled import summed
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum, Term
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value
+from tangency.program.axes import resolve
 from tangency.program.operations import POINTWISE, argument, base_name
 
 _TWICE_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
@@ -41,7 +46,7 @@ def add(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     first, second = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[name]
     terms = _terms(lowering, node, 0, first, start, length)
     terms += _terms(lowering, node, 1, second, start, length)
-    return Sum(_positions(lowering, node), terms)
+    return summed(_positions(lowering, node), terms)
 
 
 def _terms(
@@ -54,9 +59,10 @@ def _terms(
     if nature == "random":
         return [Term(_operand(lowering, node, operand, start, length), number)]
     if nature == "parameter":
-        site = lowering.program.sites[node]
-        _check_vector(lowering, node, operand)
-        return [bias_term(lowering, site, start, length).scaled(number)]
+        if _is_vector(lowering, node, operand):
+            site = lowering.program.sites[node]
+            return [bias_term(lowering, site, start, length).scaled(number)]
+        return [Term(_operand(lowering, node, operand, start, length), number)]
     if lowering.width(operand) == 1:
         return [Term(One(), number, (lowering.coefficient(operand),))]
     return [Term(lowering.strand(operand, start, length), number)]
@@ -69,14 +75,13 @@ def _operand(lowering: Lowering, node: fx.Node, operand: fx.Node, start: int, le
     return lowering.strand(operand, start, length)
 
 
-def _check_vector(lowering: Lowering, node: fx.Node, operand: fx.Node) -> None:
-    """A bias or scale vector lies along the width, the last dimension, and nowhere else."""
+def _is_vector(lowering: Lowering, node: fx.Node, operand: fx.Node) -> bool:
+    """Whether a parameter is a vector along the last dimension, as the bias of a layer is."""
     shape = operand.meta["val"].shape
-    width = lowering.width(node)
     last = lowering.program.axes[node][-1]
-    along = all(axis.kind == "width" for axis in last)
-    if not along or int(shape[-1]) != width or any(int(size) != 1 for size in shape[:-1]):
-        raise lowering.unsupported(node, "uses a parameter that is not a vector along the width")
+    along = bool(last) and all(axis.kind == "width" for axis in resolve(last))
+    rest = all(int(size) == 1 for size in shape[:-1])
+    return along and rest and int(shape[-1]) == lowering.width(node)
 
 
 @rule("neg")
@@ -108,14 +113,16 @@ def multiply(lowering: Lowering, node: fx.Node, start: int, length: int) -> Valu
 
 
 def _by_parameter(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """u times a parameter along the width, and perhaps along positions."""
     site = lowering.program.sites[node]
-    assert site.weight is not None
-    if site.weight.factor != 1.0:
-        raise lowering.unsupported(node, "uses a multiple of a scale vector")
     parameter = next(a for a in node.args if isinstance(a, fx.Node) and a is not site.input)
-    _check_vector(lowering, node, parameter)
+    if lowering.width(parameter) != lowering.width(node):
+        raise lowering.unsupported(
+            node, "multiplies a whole width by one parameter, whose own NTK is not deterministic"
+        )
     value = _operand(lowering, node, site.input, start, length)
-    return scaled(lowering, value, site.weight.name, start, length)
+    features = lowering.program.atoms(parameter, "width")
+    return scaled(lowering, value, entries_of(lowering, parameter, features, start, length))
 
 
 def composite(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
@@ -136,14 +143,28 @@ def composite(lowering: Lowering, node: fx.Node, start: int, length: int) -> Val
         return Composite(positions, values[0], function, ("closed", dual), dual)
     base = base_of(values)
     if base is None:
-        raise lowering.unsupported(
-            node,
-            "applies a nonlinearity to a value that is not a function of one Gaussian "
-            "(a sum or product with several random parts, for example)",
-        )
+        return _of_several(lowering, node, operands)
     key = _key(lowering, node, operands, base)
     function = _function(lowering, node, operands, base)
     return Composite(_positions(lowering, node), base, function, key, None)
+
+
+def _of_several(lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value]) -> Value:
+    """A product of independent values; other functions of several Gaussians by samples."""
+    if base_name(node) == "mul" and len(operands) == 2:
+        factors = independent_factors(list(operands.values()))
+        if factors is not None:
+            return Product(_positions(lowering, node), factors)
+    reason = (
+        "applies a nonlinearity to a value that is not a function of one Gaussian (a sum or "
+        "product with several random parts, for example)"
+    )
+    return coordinatewise(lowering, node, operands, _operation(node), reason)
+
+
+def _operation(node: fx.Node) -> Callable[..., Any]:
+    own_form = cast(Callable[..., Any], node.target)
+    return _TWICE_DIFFERENTIABLE.get(base_name(node), own_form)
 
 
 def _key(
@@ -162,18 +183,13 @@ def _function(
     lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], base: Value
 ) -> Callable[[Side, Positions], Callable[[Tensor], Tensor]]:
     """The node's operation on Gaussian samples `(nodes, *positions, n)` of `base`."""
-
-    own_form = cast(Callable[..., Any], node.target)
-    operation = _TWICE_DIFFERENTIABLE.get(base_name(node), own_form)
+    operation = _operation(node)
 
     def on_side(side: Side, positions: Positions) -> Callable[[Tensor], Tensor]:
         def argument_value(argument: fx.Node, z: Tensor) -> Any:
             if argument in operands:
                 return evaluate(operands[argument], base, side, positions, z)
-            if argument not in lowering.program.axes:
-                return side.concrete(argument)
-            own = lowering.program.atoms(argument, "position")
-            return to_positions(side.features(argument, own, ())[..., 0], own, positions)
+            return lowering.constant(argument, side, positions)
 
         def function(z: Tensor) -> Tensor:
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: argument_value(n, z))

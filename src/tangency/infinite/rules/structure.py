@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from torch import fx
 
-from tangency.infinite.lowering import Lowering, cut_rule, rule
-from tangency.infinite.values.position import Average, Join, Take
+from tangency.infinite.lowering import RULES, Lowering, cut_rule, rule
+from tangency.infinite.rules.spatial import along, grouped, one_axis, ungrouped
+from tangency.infinite.values.join import Join
+from tangency.infinite.values.position import Average, Take
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
-from tangency.program.axes import Axis, resolve, size_of
+from tangency.program.axes import Axis, Dim, resolve, size_of
 from tangency.program.axis_rules import reduced_dimensions, sliced
 from tangency.program.operations import argument, base_name
 
@@ -20,10 +23,13 @@ def _input(node: fx.Node) -> fx.Node:
     return cast(fx.Node, node.args[0])
 
 
-def _axis(lowering: Lowering, node: fx.Node, dim: int) -> Axis | None:
-    """The one atom of a dimension; None for a dimension of size 1."""
-    atoms = resolve(lowering.program.axes[node][dim])
-    return atoms[0] if atoms else None
+def _atoms(lowering: Lowering, node: fx.Node, dim: int) -> Dim:
+    """The atoms of a dimension; none for a dimension of size 1."""
+    return resolve(lowering.program.axes[node][dim])
+
+
+def _is_width(atoms: Dim) -> bool:
+    return any(axis.kind == "width" for axis in atoms)
 
 
 def _dim(node: fx.Node, index: int, default: int | None = None) -> int:
@@ -53,6 +59,8 @@ def getitem(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
         return _narrow(
             lowering, node, _input(source), dim, range(begin, begin + size), start, length
         )
+    if name in RULES:  # the rule of an operation with several results is given one of them
+        return RULES[name](lowering, node, start, length)
     raise lowering.unsupported(source, "has no rule in the infinite-width limit")
 
 
@@ -71,26 +79,27 @@ def select(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
 def _select(
     lowering: Lowering, source: fx.Node, dim: int, index: int, start: int, length: int
 ) -> Value:
-    axis = _axis(lowering, source, dim)
-    if axis is None:
-        return lowering.strand(source, start, length)
-    index %= axis.size
-    if axis.kind == "width":
-        if lowering.width(source) != axis.size:
+    atoms = _atoms(lowering, source, dim)
+    index %= size_of(atoms)
+    if _is_width(atoms):
+        if lowering.width(source) != size_of(atoms):
             raise lowering.unsupported(source, "is indexed along a part of its width")
         return lowering.strand(source, index, 1)
     value = lowering.strand(source, start, length)
-    return Take(value, axis, None, range(index, index + 1)) if axis in value.positions else value
+    if not set(atoms) & set(value.positions):
+        return value
+    axis = one_axis(atoms)
+    return Take(grouped(value, atoms, axis), axis, None, (index,))
 
 
 @rule("slice")
 def slice_(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """A range of positions or of the width."""
     dim = _dim(node, 1, 0)
-    axis = _axis(lowering, _input(node), dim)
-    if axis is None or _axis(lowering, node, dim) is axis:
+    atoms = _atoms(lowering, _input(node), dim)
+    if _atoms(lowering, node, dim) == atoms:
         return lowering.strand(_input(node), start, length)
-    return _narrow(lowering, node, _input(node), dim, sliced(node, axis.size), start, length)
+    return _narrow(lowering, node, _input(node), dim, sliced(node, size_of(atoms)), start, length)
 
 
 def _narrow(
@@ -102,25 +111,23 @@ def _narrow(
     start: int,
     length: int,
 ) -> Value:
-    axis = _axis(lowering, source, dim)
-    if axis is None:
-        return lowering.strand(source, start, length)
-    if axis.kind == "width":
-        if indices.step != 1 or lowering.width(source) != axis.size:
+    atoms = _atoms(lowering, source, dim)
+    if _is_width(atoms):
+        if indices.step != 1 or lowering.width(source) != size_of(atoms):
             raise lowering.unsupported(node, "takes a part of a width in steps or from inside")
         return lowering.strand(source, indices[0] + start, length)
     value = lowering.strand(source, start, length)
-    if axis not in value.positions:
+    if not set(atoms) & set(value.positions):
         return value
-    return Take(value, axis, _axis(lowering, node, dim), indices)
+    return along(value, atoms, _atoms(lowering, node, dim), partial(Take, indices=indices))
 
 
 @cut_rule("slice")
 def slice_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     dim = _dim(node, 1, 0)
-    axis = _axis(lowering, _input(node), dim)
-    whole = axis is None or _axis(lowering, node, dim) is axis or axis.kind != "width"
-    begin = 0 if whole or axis is None else sliced(node, axis.size)[0]
+    atoms = _atoms(lowering, _input(node), dim)
+    whole = _atoms(lowering, node, dim) == atoms or not _is_width(atoms)
+    begin = 0 if whole else sliced(node, size_of(atoms))[0]
     return _shifted(lowering, node, _input(node), begin)
 
 
@@ -130,16 +137,14 @@ def getitem_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     begin = 0
     if base_name(source) in ("split", "split_with_sizes", "chunk"):
         dim = _dim(source, 2, 0)
-        axis = _axis(lowering, _input(source), dim)
-        if axis is not None and axis.kind == "width":
+        if _is_width(_atoms(lowering, _input(source), dim)):
             begin = _piece(source, dim, index)[0]
     return _shifted(lowering, node, _input(source), begin)
 
 
 @cut_rule("select")
 def select_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
-    axis = _axis(lowering, _input(node), _dim(node, 1))
-    if axis is not None and axis.kind == "width":
+    if _is_width(_atoms(lowering, _input(node), _dim(node, 1))):
         return frozenset()
     return lowering.cuts(_input(node))
 
@@ -155,8 +160,7 @@ def _joined(node: fx.Node) -> Sequence[fx.Node]:
 
 def _along_width(lowering: Lowering, node: fx.Node) -> bool:
     dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
-    axis = _axis(lowering, node, dim)
-    return axis is not None and axis.kind == "width"
+    return _is_width(_atoms(lowering, node, dim))
 
 
 @rule("cat")
@@ -165,16 +169,14 @@ def cat(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
     if _along_width(lowering, node):
         return _part(lowering, node, dim, start, length)
-    axis = _axis(lowering, node, dim)
-    assert axis is not None
+    atoms = _atoms(lowering, node, dim)
+    axis = one_axis(atoms)
     pieces: list[tuple[Value, Axis | None]] = []
     for part in _joined(node):
-        value = lowering.strand(part, start, length)
-        own = _axis(lowering, part, dim)
-        if own is not None and own not in value.positions:
-            raise lowering.unsupported(node, "joins a value that is constant along the axis")
-        pieces.append((value, own))
-    return Join(pieces, axis)
+        value, own = lowering.strand(part, start, length), _atoms(lowering, part, dim)
+        whole = one_axis(own)
+        pieces.append((grouped(value, own, whole), whole) if own else (value, None))
+    return ungrouped(Join(pieces, axis), axis, atoms)
 
 
 def _part(lowering: Lowering, node: fx.Node, dim: int, start: int, length: int) -> Value:
@@ -182,7 +184,7 @@ def _part(lowering: Lowering, node: fx.Node, dim: int, start: int, length: int) 
     for part in _joined(node):
         size = int(part.meta["val"].shape[dim])
         if begin <= start and start + length <= begin + size:
-            if lowering.random(part):
+            if lowering.program.nature[part] in ("random", "parameter"):
                 return lowering.strand(part, start - begin, length)
             return lowering.data(
                 part, resolve(lowering.program.axes[part][dim]), start - begin, length
@@ -209,8 +211,9 @@ def stack(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Values side by side along a new position axis."""
     parts = [lowering.strand(part, start, length) for part in _joined(node)]
     dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
-    axis = _axis(lowering, node, dim)
-    return parts[0] if axis is None else Join([(value, None) for value in parts], axis)
+    atoms = _atoms(lowering, node, dim)
+    axis = one_axis(atoms)
+    return ungrouped(Join([(value, None) for value in parts], axis), axis, atoms)
 
 
 @cut_rule("stack")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
+    from tangency.infinite.sampling.draws import Draw, Draws
     from tangency.infinite.side import Side
 
 __all__ = ["Value", "diagonal", "fill", "to_positions"]
@@ -23,7 +26,7 @@ class Value(ABC):
     Quantities of one value on one side (a data set of n examples) have shape `(*positions, n)`.
     """
 
-    precedence: ClassVar[int] = 0
+    precedence: ClassVar[float] = 0
     """Of two values that meet in a covariance, the one with the higher precedence expands."""
 
     def __init__(self, positions: Positions) -> None:
@@ -57,6 +60,42 @@ class Value(ABC):
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         """The same covariance as float64 moments; linear values compute these first."""
         return pairs.from_block(self, other, layout)
+
+    # -- coordinate by coordinate --------------------------------------------------------------
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        """The values of which each coordinate is a function, of the same coordinate of each."""
+        return ()
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        """That function, on samples `(S, *positions, n)` of the parts; may be broadcast."""
+        raise NotImplementedError(f"{type(self).__name__} is a source of randomness")
+
+    @cached_property
+    def origins(self) -> frozenset[Hashable]:
+        """The sources of randomness behind one coordinate: weights, biases, tables, masks.
+
+        Values without a common origin are independent.
+        """
+        return frozenset[Hashable]().union(*(part.origins for part in self.parts))
+
+    @cached_property
+    def sampled(self) -> bool:
+        """Whether the value's own moments are estimates from samples."""
+        return any(part.sampled for part in self.parts)
+
+    def draw(self, draws: Draws) -> Draw:
+        """Joint samples of this value and of its tangent."""
+        return draws.through(self)
+
+    def samples(self, side: Side) -> Tensor:
+        """Samples over all examples of a side, `(S, *positions, n)`."""
+        return side.draws.of(self).value.double()
+
+    def tangents(self, side: Side) -> Tensor:
+        """Samples of the tangent, whose second moment is the NTK; like `samples`."""
+        return side.draws.of(self).tangent
 
 
 def to_positions(values: Tensor, have: Positions, want: Positions) -> Tensor:

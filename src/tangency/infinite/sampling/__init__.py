@@ -1,0 +1,1 @@
+"""Joint samples of values, for operations that have no closed form."""
