@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from itertools import groupby
+from itertools import groupby, pairwise
 
+import torch
 from torch import fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.rules.embedding import parameter_value
 from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.infinite.values.weight import Weight, WeightInput
 from tangency.program.axes import Axis, resolve, size_of
-from tangency.program.sites import Site
+from tangency.program.sites import ParameterUse, Site
 
-__all__ = ["bias_term"]
+__all__ = ["affine", "bias_term", "signature"]
 
 
-@rule("linear", "matmul", "mm", "addmm")
+@rule("linear", "addmm")
 def affine(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """W u + b: a zero-mean Gaussian; different rows are independent."""
     site = lowering.program.sites.get(node)
     if site is None or site.role != "affine" or site.weight is None:
-        raise lowering.unsupported(node, "multiplies two values that depend on parameters")
+        raise lowering.unsupported(node, "multiplies by something other than one parameter")
     weight = _weight(lowering, node, site, start, length)
     if site.bias is None:
         return weight
@@ -37,15 +39,25 @@ def _weight(lowering: Lowering, node: fx.Node, site: Site, start: int, length: i
     fan_in, fan_out = _fans(lowering, site)
     return Weight(
         lowering.program.atoms(node, "position"),
-        (site.weight.name, site.weight.transposed, start, length),
+        (*_rows(site.weight, start), length),
         lowering.parameters.weight(site.weight, fan_in, fan_out),
         _source(lowering, node, site.input),
     )
 
 
+def _rows(use: ParameterUse, start: int) -> tuple[object, ...]:
+    """Which rows of a parameter (of which columns) a use takes from its `start` on."""
+    if use.block is None:
+        return (use.name, use.transposed, None, start)
+    outer, inner = use.block[-1 if use.transposed else 0], use.block[0 if use.transposed else -1]
+    return (use.name, use.transposed, inner, outer.start + start, outer.step)
+
+
 def _fans(lowering: Lowering, site: Site) -> tuple[int, int]:
     assert site.weight is not None
     shape = lowering.parameters.value(site.weight.name).shape
+    if site.weight.block is not None:
+        shape = torch.Size([len(indices) for indices in site.weight.block])
     rows, columns = int(shape[0]), int(shape[1])
     return (rows, columns) if site.weight.transposed else (columns, rows)
 
@@ -53,6 +65,8 @@ def _fans(lowering: Lowering, site: Site) -> tuple[int, int]:
 def _source(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightInput:
     """What the weight contracts: the last dimension of its input."""
     atoms = resolve(lowering.program.axes[source][-1])
+    if lowering.program.nature[source] == "parameter":
+        return _token_source(lowering, source, atoms)
     if not lowering.random(source):
         return _concrete_source(lowering, source, atoms)
     kept = [a for dim in lowering.program.axes[source][:-1] for a in resolve(dim)]
@@ -68,12 +82,12 @@ def _source(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightInput:
         pieces=lambda cuts: lowering.pieces(source, cuts),
         cuts=lowering.cuts(source),
         contracted=contracted,
-        signature=_signature(atoms),
+        signature=signature(atoms),
         centred=all(value.centred for _, value in whole),
     )
 
 
-def _signature(atoms: Positions) -> tuple[object, ...]:
+def signature(atoms: Positions) -> tuple[object, ...]:
     """Kinds and sizes in order; neighbours of one kind are one (width is exchangeable)."""
     merged = [(kind, math.prod(a.size for a in group)) for kind, group in groupby(atoms, _kind)]
     return tuple(merged)
@@ -94,6 +108,25 @@ def _concrete_source(lowering: Lowering, source: fx.Node, features: Positions) -
     )
 
 
+def _token_source(lowering: Lowering, source: fx.Node, features: Positions) -> WeightInput:
+    """A parameter that a weight multiplies (learned queries): i.i.d. along what is contracted."""
+    size = size_of(features)
+    whole = parameter_value(lowering, source, features, 0, size)
+    return WeightInput(
+        pieces=lambda cuts: tuple(
+            (
+                (stop - start) / size,
+                parameter_value(lowering, source, features, start, stop - start),
+            )
+            for start, stop in pairwise(sorted({0, size} | cuts))
+        ),
+        cuts=frozenset(),
+        contracted=(),
+        signature=(("width", size),),
+        centred=whole.centred,
+    )
+
+
 def bias_term(lowering: Lowering, site: Site, start: int, length: int) -> Term:
     """The bias of a site."""
     assert site.bias is not None
@@ -102,4 +135,5 @@ def bias_term(lowering: Lowering, site: Site, start: int, length: int) -> Term:
     else:
         fan_in = fan_out = int(lowering.parameters.value(site.bias.name).numel())
     scale = lowering.parameters.bias(site.bias, fan_in, fan_out)
-    return Term(Bias((site.bias.name, start, length), scale))
+    offset = 0 if site.bias.block is None else site.bias.block[-1].start
+    return Term(Bias((site.bias.name, offset + start, length), scale))

@@ -8,15 +8,19 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
+from tangency.infinite.entries import Entries, whole_parameter
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.side import Side
-from tangency.infinite.values.scaled import Scaled
-from tangency.infinite.values.sources import Bias, One, Scale
+from tangency.infinite.values.scaled import Scale, Scaled
+from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Coefficient, Sum, Term
 from tangency.infinite.values.value import Value, to_positions
-from tangency.program.axes import resolve
+from tangency.program.axes import Shape, resolve
 from tangency.program.operations import argument
+from tangency.program.sites import ParameterUse, Site
+
+__all__ = ["affine_part", "scaled"]
 
 
 @rule("layer_norm")
@@ -76,13 +80,18 @@ class _Normalization:
 
 
 def _check_width_only(lowering: Lowering, node: fx.Node, source: fx.Node) -> None:
-    count = len(cast(Sequence[int], node.args[1]))
-    shape = lowering.program.axes[source]
-    normalized = [axis for dim in shape[len(shape) - count :] for axis in resolve(dim)]
+    normalized = [axis for dim in _normalized_axes(lowering, node) for axis in resolve(dim)]
     if any(axis.kind != "width" for axis in normalized):
         raise lowering.unsupported(node, "normalises over positions too, or over data")
     if set(lowering.program.atoms(source, "width")) - set(normalized):
         raise lowering.unsupported(node, "normalises over a part of the width")
+
+
+def _normalized_axes(lowering: Lowering, node: fx.Node) -> Shape:
+    """Axes of the dimensions over which a layer or RMS norm runs, and of its parameters."""
+    count = len(cast(Sequence[int], node.args[1]))
+    shape = lowering.program.axes[cast(fx.Node, node.args[0])]
+    return shape[len(shape) - count :]
 
 
 def _affine_part(
@@ -91,27 +100,51 @@ def _affine_part(
     site = lowering.program.sites.get(node)
     if site is None:
         return normalized
-    value = normalized
+    axes = _normalized_axes(lowering, node)
+    return affine_part(lowering, site, normalized, axes, start, length)
+
+
+def affine_part(
+    lowering: Lowering, site: Site, value: Value, axes: Shape, start: int, length: int
+) -> Value:
+    """The scale and shift of a norm, whose dimensions lie along `axes`: one number for every place
+    of the width, and of the positions among them.
+    """
+    features = tuple(a for dim in axes for a in resolve(dim) if a.kind == "width")
+
+    def entries(use: ParameterUse) -> Entries:
+        return whole_parameter(lowering, use.name, axes, features, start, length)
+
     if site.weight is not None:
-        value = scaled(lowering, value, site.weight.name, start, length)
+        value = scaled(lowering, value, entries(site.weight))
     if site.bias is None:
         return value
-    shift = lowering.parameters.value(site.bias.name).flatten()[start : start + length].double()
-    terms = [Term(value), *_shift_terms(lowering, site.bias.name, shift, start)]
-    return Sum(value.positions, terms)
+    terms = [Term(value), *_shift_terms(lowering, entries(site.bias))]
+    positions = max((term.value.positions for term in terms), key=len)
+    return Sum(positions, terms)
 
 
-def scaled(lowering: Lowering, value: Value, name: str, start: int, length: int) -> Scaled:
-    """A value times a vector of parameters along the width."""
-    scale = lowering.parameters.value(name).flatten()[start : start + length].double()
-    trainable = lowering.parameters.trainable(name)
-    return Scaled(value, (name, start), scale, trainable=trainable)
+def scaled(lowering: Lowering, value: Value, entries: Entries) -> Scaled:
+    """A value times a vector of parameters along the width, perhaps one per position."""
+    return Scaled(value, _scale(lowering, entries, entries.values(_present(lowering, entries))))
 
 
-def _shift_terms(lowering: Lowering, name: str, shift: Tensor, start: int) -> list[Term]:
-    """The shift as its mean and its (trainable) deviation from it."""
-    spread = float((shift - shift.mean()).square().mean())
-    gradient = float(lowering.parameters.trainable(name))
-    deviation = Bias((name, start, len(shift)), Scale(spread, gradient), constant=True)
-    mean = float(shift.mean())
-    return [Term(deviation), *([Term(One(), mean)] if mean else [])]
+def _present(lowering: Lowering, entries: Entries) -> Tensor:
+    return lowering.parameters.value(entries.name)
+
+
+def _scale(lowering: Lowering, entries: Entries, values: Tensor) -> Scale:
+    trainable = lowering.parameters.trainable(entries.name)
+    return Scale(entries.identity, entries.positions, values, entries.first, trainable=trainable)
+
+
+def _shift_terms(lowering: Lowering, entries: Entries) -> list[Term]:
+    """The shift, a multiple of one, as its mean over the width and its (trainable) deviation."""
+    values = entries.values(_present(lowering, entries))
+    mean = values.mean(-1)
+    deviation = Scaled(One(), _scale(lowering, entries, values - mean[..., None]))
+    terms = [Term(deviation)]
+    if bool(mean.any()):
+        level = Coefficient(lambda side: mean.to(side.device)[..., None], entries.positions)
+        terms.append(Term(One(), 1.0, (level,)))
+    return terms
