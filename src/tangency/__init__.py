@@ -23,7 +23,7 @@ from tangency.analysis import (
 )
 from tangency.diagnosis import TrainingCheck, training_check
 from tangency.empirical import EmpiricalKernel
-from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning
+from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning, activation
 from tangency.kernel_pair import KernelPair
 
 __version__ = version("tangency")
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingCheck",
     "Verdict",
     "__version__",
+    "activation",
     "alignment",
     "errors",
     "kernel_drift",

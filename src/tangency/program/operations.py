@@ -45,13 +45,18 @@ _SYNONYMS = {
 
 
 def base_name(node: fx.Node) -> str:
-    """The operation without namespace and overload: `add` for `aten.add.Tensor`."""
+    """The operation without namespace and overload: `add` for `aten.add.Tensor`.
+
+    Operations of other libraries keep their namespace: `mylibrary::snake`.
+    """
     if node.op != "call_function":
         return node.op
     target = str(node.target)
     if target.startswith("aten."):
         name = target.split(".")[1]
         return _SYNONYMS.get(name, name)
+    if isinstance(node.target, OpOverload):
+        return str(node.target._schema.name)
     return str(getattr(node.target, "__name__", target))
 
 

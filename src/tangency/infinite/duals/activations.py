@@ -14,7 +14,7 @@ from tangency.infinite.duals.piecewise import PiecewiseLinear, Step
 from tangency.infinite.duals.smooth import Cos, Erf, Exp, Gelu, Sin
 from tangency.program.operations import argument, base_name
 
-__all__ = ["closed_form"]
+__all__ = ["closed_form", "register_closed_form"]
 
 
 def _gelu(node: fx.Node) -> Dual | None:
@@ -49,6 +49,11 @@ _CLOSED_FORMS: dict[str, Callable[[fx.Node], Dual | None]] = {
     "cos": lambda node: Cos(),
     "exp": lambda node: Exp(),
 }
+
+
+def register_closed_form(name: str, make: Callable[[fx.Node], Dual | None]) -> None:
+    """Let `make` give the dual of the operation `name` (None where it has no closed form)."""
+    _CLOSED_FORMS[name] = make
 
 
 def closed_form(node: fx.Node) -> Dual | None:
