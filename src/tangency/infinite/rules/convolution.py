@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 
 from torch import fx
 
 from tangency.infinite.lowering import Lowering, cut_rule, rule
-from tangency.infinite.rules.affine import bias_term
+from tangency.infinite.rules.affine import bias_term, signature
+from tangency.infinite.rules.spatial import grouped, one_axis, ungrouped
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.infinite.values.weight import Weight, WeightInput
 from tangency.infinite.values.window import Window
-from tangency.program.axes import Axis, Dim, resolve, size_of
+from tangency.program.axes import Shape, resolve, size_of
 from tangency.program.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
 from tangency.program.sites import Site
 
@@ -27,12 +29,18 @@ def convolution(lowering: Lowering, node: fx.Node, start: int, length: int) -> V
     if site is None or site.role != "convolution" or site.weight is None:
         raise lowering.unsupported(node, "convolves with something other than one parameter")
     geometry = conv_geometry(node)
-    weight = Weight(
-        lowering.program.atoms(node, "position"),
+    windows = tuple(_windows(lowering, node, site, geometry))
+    stretch = _channels(lowering, node, site, geometry, start, length)
+    after = lowering.program.axes[node]
+    moved = tuple(w.target for w in windows if w.target.size > 1)
+    weight: Value = Weight(
+        (*(a for a in resolve(after[0]) if a.kind == "position"), *moved),
         (site.weight.name, start, length),
         lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
-        _source(lowering, node, site, geometry, start, length),
+        _source(lowering, node, site, windows, stretch),
     )
+    for window, dim in zip(windows, after[2:], strict=True):
+        weight = ungrouped(weight, window.target, dim)
     if site.bias is None:
         return weight
     return Sum(weight.positions, [Term(weight), bias_term(lowering, site, start, length)])
@@ -52,37 +60,44 @@ def _source(
     lowering: Lowering,
     node: fx.Node,
     site: Site,
-    geometry: ConvGeometry,
-    start: int,
-    length: int,
+    windows: tuple[Window, ...],
+    stretch: tuple[int, int],
 ) -> WeightInput:
+    """What the filter reads: a stretch of the channels, and positions that lie among them."""
     shape = lowering.program.axes[site.input]
-    windows = tuple(_windows(lowering, node, site, geometry))
     channels = resolve(shape[1])
-    begin, size = _channels(lowering, node, site, geometry, start, length)
+    begin, size = stretch
+    arranged = cache(partial(_arranged, dims=shape[2:], windows=windows))
     if not lowering.random(site.input):
-        value = lowering.data(site.input, channels, begin, size)
+        value = arranged(lowering.data(site.input, channels, begin, size))
         return WeightInput(
             lambda cuts: ((1.0, value),), frozenset(), (), ("data", size), False, windows
         )
-    if any(a.kind != "width" for a in channels) or any(
-        a.kind == "width" for dim in (shape[0], *shape[2:]) for a in resolve(dim)
-    ):
+    if any(a.kind == "width" for dim in (shape[0], *shape[2:]) for a in resolve(dim)):
         raise lowering.unsupported(
-            node,
-            "slides along a width or contracts positions as channels, so that its infinite-width "
-            "limit is not deterministic",
+            node, "slides along a width, so that its infinite-width limit is not deterministic"
         )
-    cuts = frozenset(c - begin for c in lowering.cuts(site.input) if begin < c < begin + size)
-    pieces = lowering.pieces(site.input, frozenset(), begin, size)
+
+    def pieces(cuts: frozenset[int]) -> tuple[tuple[float, Value], ...]:
+        whole = lowering.pieces(site.input, cuts, begin, size)
+        return tuple((fraction, arranged(value)) for fraction, value in whole)
+
     return WeightInput(
-        pieces=lambda more: lowering.pieces(site.input, more, begin, size),
-        cuts=cuts,
-        contracted=(),
-        signature=("channels", size),
-        centred=all(value.centred for _, value in pieces),
+        pieces=pieces,
+        cuts=frozenset(c - begin for c in lowering.cuts(site.input) if begin < c < begin + size),
+        contracted=tuple(a for a in channels if a.kind == "position"),
+        signature=signature(channels) if size == lowering.width(site.input) else ("part", size),
+        centred=all(value.centred for _, value in pieces(frozenset())),
         windows=windows,
     )
+
+
+def _arranged(value: Value, dims: Shape, windows: tuple[Window, ...]) -> Value:
+    """A value with one axis for each dimension along which a window slides."""
+    for dim, window in zip(dims, windows, strict=True):
+        if len(resolve(dim)) > 1:
+            value = grouped(value, dim, window.source)
+    return value
 
 
 def _windows(lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeometry) -> list[Window]:
@@ -90,7 +105,7 @@ def _windows(lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeomet
     windows = []
     for k, taps in enumerate(geometry.kernel):
         dilation, stride = geometry.dilation[k], geometry.stride[k]
-        source, target = _axis(lowering, node, before[2 + k]), _axis(lowering, node, after[2 + k])
+        source, target = one_axis(before[2 + k]), one_axis(after[2 + k])
         if geometry.transposed:
             # The adjoint of a strided convolution slides over its input with zeros put in between.
             padding = dilation * (taps - 1) - geometry.padding_before[k]
@@ -101,22 +116,17 @@ def _windows(lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeomet
     return windows
 
 
-def _axis(lowering: Lowering, node: fx.Node, dim: Dim) -> Axis:
-    atoms = resolve(dim)
-    if len(atoms) > 1:
-        raise lowering.unsupported(
-            node, "slides along a dimension that was made by merging several"
-        )
-    return atoms[0] if atoms else Axis("position", 1)
-
-
 def _channels(
     lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeometry, start: int, length: int
 ) -> tuple[int, int]:
     """Which input channels the output channels `start : start + length` see."""
-    total = size_of(resolve(lowering.program.axes[site.input][1]))
+    channels = resolve(lowering.program.axes[site.input][1])
+    mixed = lowering.random(site.input)
+    total = lowering.width(site.input) if mixed else size_of(channels)
     if geometry.groups == 1:
         return 0, total
+    if mixed and any(a.kind == "position" for a in channels):
+        raise lowering.unsupported(node, "groups channels among which there are positions")
     per_group = total // geometry.groups
     if lowering.random(site.input) and per_group == 1:
         raise lowering.unsupported(
