@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ CASES = [
 ]
 
 
+@cache
 def dual_of(function: Callable[[Tensor, Tensor], Tensor]) -> PiecewiseLinearOfTwo:
     cones = find_cones(function)
     assert cones is not None
@@ -199,7 +201,7 @@ def test_anticorrelation_in_closed_form() -> None:
     st.lists(st.floats(0, 2), min_size=2, max_size=2),
     st.sampled_from(sorted(FUNCTIONS)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_symmetry_and_cauchy_schwarz(logs: list[float], versines: list[float], name: str) -> None:
     dual = dual_of(FUNCTIONS[name])
     s = [number(math.exp(x)) for x in logs]
@@ -250,7 +252,7 @@ def test_pieces_are_the_whole() -> None:
     left = dual.moments(sds[0, :, :, None], sds[1, :, :, None])
     right = dual.moments(sds[2, :, None, :120], sds[3, :, None, :120])
     whole = dual.pair(left, right, *versines)
-    row = dual.moments(sds[0, 1, 7], sds[1, 1, 7])
+    row = dual.moments(sds[0, 1, 7:8], sds[1, 1, 7:8])
     parts = dual.pair(row, dual.moments(sds[2, 1, :120], sds[3, 1, :120]), *versines[:, 1, 7])
     for a, b in zip(whole, parts, strict=True):
         assert a.shape == (2, 150, 120)
@@ -267,7 +269,7 @@ def _outputs(*numbers: Tensor) -> tuple[Tensor, ...]:
 def test_derivatives(values: tuple[float, ...]) -> None:
     inputs = tuple(number(v).requires_grad_() for v in values)
     assert torch.autograd.gradcheck(_outputs, inputs, eps=1e-6, atol=1e-6)
-    assert torch.autograd.gradgradcheck(_outputs, inputs, eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradgradcheck(_outputs, inputs, atol=1e-5, fast_mode=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-_X, _W = np.polynomial.legendre.leggauss(10)
+_X, _W = np.polynomial.legendre.leggauss(14)
 _PANELS = np.arange(-7.5, 7.6, 1.0)
 
 

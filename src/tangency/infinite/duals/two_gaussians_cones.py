@@ -1,8 +1,8 @@
 """Functions of two variables that are linear on each of finitely many cones with apex 0.
 
 psi(c g1, c g2) = c psi(g1, g2) for c > 0, and the gradient is constant between rays from the
-origin: relu(g2 + relu(g1)), as in a ResNet's basic block, its leaky and absolute cousins, max(g1, g2).
-Their second moments have the one-dimensional integral of
+origin: relu(g2 + relu(g1)), as in a ResNet's basic block, its leaky and absolute cousins,
+max(g1, g2). Their second moments have the one-dimensional integral of
 `tangency.infinite.duals.two_gaussians_piecewise`.
 """
 

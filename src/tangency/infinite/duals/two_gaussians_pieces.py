@@ -9,9 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["in_pieces"]
+__all__ = ["MOST_PAIRS", "in_pieces"]
 
-_MOST_PAIRS = 16384
+MOST_PAIRS = 16384
+"""How many pairs are computed at once."""
 
 _Sides: TypeAlias = Sequence[Mapping[str, Tensor]]
 _Compute: TypeAlias = Callable[
@@ -43,7 +44,7 @@ def _halved(
     compute: _Compute, sides: _Sides, leading: Mapping[str, int], versines: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     shape = versines[0].shape
-    if math.prod(shape) <= _MOST_PAIRS:
+    if math.prod(shape) <= MOST_PAIRS:
         return compute(sides[0], sides[1], versines)
     size = max(shape)
     back = shape.index(size) - len(shape)

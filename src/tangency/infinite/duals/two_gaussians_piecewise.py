@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.duals.two_gaussians_cones import Cones
-from tangency.infinite.duals.two_gaussians_pieces import in_pieces
+from tangency.infinite.duals.two_gaussians_pieces import MOST_PAIRS, in_pieces
 
 __all__ = ["PiecewiseLinearOfTwo"]
 
@@ -285,18 +285,22 @@ def _integrate(path: _Path, nodes: int) -> tuple[Tensor, Tensor]:
     theta1, theta2 = path.angles
     scale = _closeness(path)
     reach = torch.asinh(1 / scale)
-    unit, weights = np.polynomial.legendre.leggauss(nodes)
+    unit, weights = (
+        torch.from_numpy(x).to(theta1.device).reshape(-1, *[1] * theta1.ndim)
+        for x in np.polynomial.legendre.leggauss(nodes)
+    )
+    # Nodes go together as far as the cache holds them.
+    together = max(1, MOST_PAIRS // max(1, theta1.numel()))
     lost = later = torch.zeros_like(theta1)
-    for x, weight in zip(unit.tolist(), weights.tolist(), strict=True):
+    for x, weight in zip(unit.split(together), weights.split(together), strict=True):
         stretched = reach * ((x + 1) / 2)
         t = scale * torch.sinh(stretched)
-        measure = (weight / 2) * reach * scale * torch.cosh(stretched)
-        rates = _rates(path, t) * measure
+        rates = _rates(path, t) * ((weight / 2) * reach * scale * torch.cosh(stretched))
         # cos(t theta) - cos(theta), without cancellation.
         left_over = torch.stack(
             [2 * torch.sin((1 + t) * a / 2) * torch.sin((1 - t) * a / 2) for a in (theta1, theta2)]
         )
-        lost, later = lost + rates, later + rates * left_over
+        lost, later = lost + rates.sum(1), later + (rates * left_over).sum(1)
     return lost, later
 
 
@@ -314,7 +318,7 @@ def _closeness(path: _Path) -> Tensor:
 
 
 def _rates(path: _Path, t: Tensor) -> Tensor:
-    """-dA_i/dt at t, (2, ...), times 4 pi^2 and up to the sign of the reflection."""
+    """-dA_i/dt at nodes t (N, ...): (2, N, ...), over the reflections' sign / (4 pi^2)."""
     theta1, theta2 = path.angles
     sin1, cos1 = torch.sin(t * theta1), torch.cos(t * theta1)
     sin2, cos2 = torch.sin(t * theta2), torch.cos(t * theta2)

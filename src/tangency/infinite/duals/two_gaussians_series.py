@@ -84,12 +84,12 @@ class SmoothOfTwo:
                 raise UnsupportedOperation(
                     "a function of two Gaussians has kinks, or varies too fast for its moments to "
                     "be integrated at these standard deviations (up to "
-                    f"{float(sds.max()):.3g}); functions that are linear on cones and functions "
+                    f"{float(sds.detach().max()):.3g}); functions that are linear on cones and functions "
                     'that are smooth at the scale 1 have a rule; otherwise use numerical="sample"'
                 )
         for degree in _DEGREES:
             side = self._expand(sds, step, degree)
-            if float(side["omitted"].max()) <= _TOLERATED:
+            if float(side["omitted"].detach().max()) <= _TOLERATED:
                 break
         at_rest = (sd1 == 0) & (sd2 == 0)
         zero = torch.zeros_like(sds[0])
@@ -173,7 +173,7 @@ def _side(sds: Tensor, sums: Tensor, first: Tensor, second: Tensor) -> dict[str,
     return {
         "first": first,
         "second": second,
-        "rests": rests.sqrt(),
+        "rests": _root(rests),
         "mean": mean,
         "norm": norm,
         "sds": sds,
@@ -257,8 +257,13 @@ class _Side(NamedTuple):
             lost = sds[0] ** 2 * (weights * lost1).sum((0, 1))
             lost = lost + sds[1] ** 2 * (weights * lost2[:, 0]).sum(0)
             more = torch.stack([lost1.sum((0, 1)), lost2.sum((0, 1)), lost])
-            rests = (rests**2 + more).sqrt()
+            rests = _root(rests**2 + more)
         return _Side(first, second, rests, sds / safe, side["mean"], safe)
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0 at 0."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)
 
 
 def _geometric(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
