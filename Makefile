@@ -8,7 +8,12 @@ REPORT := report.html
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help study test lint docs tutorial bench clean
+# The libraries of the coverage table stay out of the development environment.
+ZOO_VENV  := .venv-zoo
+ZOO_READY := $(ZOO_VENV)/.ready
+CHECK     :=
+
+.PHONY: help study test lint docs tutorial bench coverage clean
 
 help:       ## What can be made
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1	/' | expand -t 18
@@ -37,9 +42,12 @@ tutorial: $(READY)  ## Run the tutorial, whose claims are assertions
 bench: $(READY)     ## Speed, beside the neural-tangents library
 	$(BIN)/python benchmarks/run.py
 
+coverage: $(ZOO_READY)   ## Which networks have a limit kernel, into docs/coverage.md (CHECK=--check compares)
+	$(ZOO_VENV)/bin/python zoo/table.py $(CHECK)
+
 clean:              ## Remove the environment and everything built
-	rm -rf $(VENV) .venv-peer $(REPORT) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf $(VENV) $(ZOO_VENV) .venv-peer $(REPORT) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs benchmarks zoo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One environment for every target, made anew when the dependencies change.
 $(READY): pyproject.toml constraints.txt
@@ -47,4 +55,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV) (a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,report,estimators]' --constraint constraints.txt
+	@touch $@
+
+$(ZOO_READY): pyproject.toml constraints.txt zoo/requirements.txt
+	@echo "Making the environment of the coverage table in $(ZOO_VENV) (a minute or two) ..."
+	@$(PYTHON) -m venv $(ZOO_VENV)
+	@$(ZOO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --requirement zoo/requirements.txt --constraint constraints.txt
 	@touch $@
