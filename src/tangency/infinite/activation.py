@@ -71,7 +71,7 @@ def _operation(name: str, function: Activation) -> Callable[..., Any]:
 
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        _, slope = torch.func.jvp(function, (x,), (torch.ones_like(x),))
+        slope: Tensor = torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
         return gradient * slope
 
     schema = "(Tensor x) -> Tensor"
