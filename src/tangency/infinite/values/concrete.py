@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,6 +73,14 @@ class Concrete(Value):
 
     def mean(self, side: Side) -> Tensor | None:
         return side.quantity(self, "array").mean(-1, dtype=torch.float64)
+
+    @property
+    def origins(self) -> frozenset[Hashable]:
+        return frozenset({"coordinate"})  # all data along a width are read at the same one
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        coordinates = side.draws.coordinates(self.length)
+        return side.quantity(self, "array")[..., coordinates].movedim(-1, 0)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         if isinstance(other, Concrete):

@@ -23,7 +23,7 @@ __all__ = ["Patches"]
 class Patches(Value):
     """The positions `indices[tap][block]` of one axis of a value, along two new axes."""
 
-    precedence = 5
+    precedence = 7
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class Take(Value):
     Without a `new` axis, one position is taken and the axis is gone.
     """
 
-    precedence = 5
+    precedence = 7
 
     def __init__(self, source: Value, axis: Axis, new: Axis | None, indices: Sequence[int]) -> None:
         positions = [new if a is axis else a for a in source.positions]
@@ -134,7 +134,7 @@ class Take(Value):
 class Linear(Value):
     """A constant linear map over positions; acts on float64 moments."""
 
-    precedence = 5
+    precedence = 7
     source: Value
 
     @property

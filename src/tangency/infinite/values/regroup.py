@@ -20,7 +20,7 @@ __all__ = ["Regroup"]
 class Regroup(Value):
     """The positions along `old` axes, outermost first, counted along `new` axes instead."""
 
-    precedence = 5
+    precedence = 7
 
     def __init__(self, source: Value, old: Positions, new: Positions) -> None:
         at = source.positions.index(old[0])

@@ -49,6 +49,11 @@ class WeightInput:
     windows: tuple[Window, ...] = ()
 
     @property
+    def plain(self) -> bool:
+        """Whether the input is a width of one nature and nothing else."""
+        return not (self.contracted or self.windows or self.cuts)
+
+    @property
     def count(self) -> int:
         """Number of positions over which one output is a mean: taps and contracted positions."""
         taps = [window.taps for window in self.windows]
@@ -226,6 +231,8 @@ class Weight(Value):
             return False
         if self.source.signature == other.source.signature:
             return True
+        if self.source.plain and other.source.plain:
+            return True  # data and random values: the width of the one is that of the other
         if self.source.centred or other.source.centred:
             return False
         raise UnsupportedOperation(
