@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -302,3 +303,46 @@ def test_slope_of_the_versine_at_coincidence() -> None:
     for m, (slope, q) in enumerate(zip(slopes, (1.0, 0.49), strict=True), start=1):
         expected = q * side[f"slope_energy_{m}"] / side["sd"] ** 2
         torch.testing.assert_close(slope, expected, rtol=1e-10, atol=0)
+
+
+def _network(width: int, seed: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs' covariance and NTK of v . relu(W2 h + h), h = relu(W1 x), of one draw."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    d = x.shape[1]
+    w1, w2, v = normal(width, d), normal(width, width), normal(width)
+    g1 = x @ w1.T / math.sqrt(d)
+    h = F.relu(g1)
+    total = h @ w2.T / math.sqrt(width) + h
+    u = F.relu(total)
+    back = (total > 0) * v / math.sqrt(width)
+    to_h = (back + back @ w2 / math.sqrt(width)) * (g1 > 0)
+    covariance = u @ u.T / width
+    ntk = covariance + (back @ back.T) * (h @ h.T) / width + (to_h @ to_h.T) * (x @ x.T) / d
+    return covariance, ntk
+
+
+def test_residual_block_at_finite_width() -> None:
+    """K and A1 T1 + A2 T2 beside the mean of randomly drawn networks."""
+    x = torch.tensor([[1.0, 0.2, -0.5], [0.7, -0.6, 0.4]], dtype=torch.float64)
+    draws = [_network(600, seed, x) for seed in range(60)]
+    k1 = x @ x.T / 3
+    s1 = k1.diagonal().sqrt()
+    versine1 = 1 - k1 / (s1[:, None] * s1)
+    # g2 = W2 h has the covariance E h h' and the NTK E h h' + kappa_dot T1.
+    relu = RELU.moments(s1)["sd"]
+    versine2, kappa_dot = RELU.pair({}, {}, versine1)
+    k2 = (1 - versine2) * relu[:, None] * relu
+    side = dual_of(BLOCK).moments(s1, relu)
+    left = {name: t.unsqueeze(-1) for name, t in side.items()}
+    right = {name: t.unsqueeze(-2) for name, t in side.items()}
+    versine, first, second = dual_of(BLOCK).pair(left, right, versine1, versine2)
+    covariance = (1 - versine) * left["sd"] * right["sd"]
+    ntk = covariance + first * k1 + second * (k2 + kappa_dot * k1)
+    for drawn, expected in zip(zip(*draws, strict=True), (covariance, ntk), strict=True):
+        samples = torch.stack(drawn)
+        error = samples.std(0) / math.sqrt(len(draws))
+        assert bool(((samples.mean(0) - expected).abs() <= 3 * error + 0.004 * expected).all())

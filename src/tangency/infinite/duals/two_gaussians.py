@@ -5,8 +5,9 @@ For two sides with Gaussians (g1, g2) and (g1', g2'), where g1, g1' are independ
     K = E[psi(g1, g2) psi(g1', g2')],    A_m = E[d_m psi(g1, g2) d_m psi(g1', g2')],
 
 so that the neural tangent kernel of psi is A_1 T_1 + A_2 T_2 with the kernels T_m of g_m and g_m'.
-Functions of three and more Gaussians have no deterministic rule: the exact integrals are of
-dimension 2 k - 3 after all that can be done in closed form, where sampling is as good.
+Functions of three and more Gaussians have no deterministic rule here: if they are linear on cones
+in k variables, their moments are k - 1 nested integrals over pairs of faces, too many to be
+cheaper than sampling.
 """
 
 from __future__ import annotations

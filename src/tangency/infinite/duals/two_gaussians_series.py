@@ -84,8 +84,9 @@ class SmoothOfTwo:
                 raise UnsupportedOperation(
                     "a function of two Gaussians has kinks, or varies too fast for its moments to "
                     "be integrated at these standard deviations (up to "
-                    f"{float(sds.detach().max()):.3g}); functions that are linear on cones and functions "
-                    'that are smooth at the scale 1 have a rule; otherwise use numerical="sample"'
+                    f"{float(sds.detach().max()):.3g}); functions that are linear on cones and "
+                    "functions that are smooth at the scale 1 have a rule; otherwise use "
+                    'numerical="sample"'
                 )
         for degree in _DEGREES:
             side = self._expand(sds, step, degree)
