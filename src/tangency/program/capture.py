@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from tangency.errors import UnsupportedOperation
 from tangency.examples import Examples
@@ -20,11 +21,13 @@ from tangency.program.axes import (
     batch,
     position,
     resolve,
+    size_of,
     sizes_of,
 )
 from tangency.program.axis_rules import PRODUCTS, RULES, WEIGHTED, Axes, reduced_dimensions
-from tangency.program.operations import base_name
-from tangency.program.parameters import is_view
+from tangency.program.operations import POINTWISE, arguments, base_name
+from tangency.program.outputs import Output
+from tangency.program.parameters import is_view, root_of
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
 
@@ -83,20 +86,25 @@ class Program:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def capture(model: nn.Module, example: Examples) -> Program:
+def capture(
+    model: nn.Module, example: Examples, output: Output = None, *, dropout: bool = False
+) -> Program:
     """Capture what `model` computes on a batch like `example`, in evaluation mode.
 
     Args:
         model: any module whose computation `torch.export` can record.
         example: one or more examples: a tensor, or a tuple or dictionary of tensors, with the
             batch as leading dimension.
+        output: which tensor of what the module returns, where it returns several: a place in a
+            tuple, a key or attribute, or a function of what is returned.
+        dropout: keep dropout active (as in training); normalisations use running statistics still.
 
     Raises:
-        InvalidInput: bad example data, or a module that does not return one tensor.
+        InvalidInput: bad example data, or `output` does not choose one tensor.
         UnsupportedOperation: an operation without an axis rule, with its location.
     """
-    with evaluation_mode(model):
-        return _Reader(trace(model, example)).read()
+    with evaluation_mode(model, dropout):
+        return _Reader(trace(model, example, output)).read()
 
 
 class _Reader:
@@ -127,9 +135,21 @@ class _Reader:
         natures = {self.nature[n] for n in node.all_input_nodes if not _is_number(n)}
         if "random" in natures:
             return "statistic" if self._loses_width(node) else "random"
-        if "parameter" in natures:
+        if "parameter" in natures and not self._of_scalars(node):
             return "parameter" if natures == {"parameter"} and is_view(node) else "random"
         return "statistic" if "statistic" in natures else "concrete"
+
+    def _of_scalars(self, node: fx.Node) -> bool:
+        """Whether all parameters of a pointwise operation are single numbers: constants."""
+        if base_name(node) not in POINTWISE or is_view(node):
+            return False
+        parameters = [n for n in node.all_input_nodes if self.nature[n] == "parameter"]
+        if any(size_of(resolve(d)) > 1 for n in parameters for d in self.axes[n]):
+            return False
+        for parameter in parameters:
+            root = root_of(parameter)
+            self.trace.constants[root] = self.trace.values[root]
+        return True
 
     def _loses_width(self, node: fx.Node) -> bool:
         if base_name(node) not in ("mean", "sum"):
@@ -155,6 +175,11 @@ class _Reader:
 
     def _apply(self, node: fx.Node) -> Shape | tuple[Shape, ...]:
         free = self.nature[node] in ("concrete", "parameter")  # may do without a rule
+        if self.nature[node] != "random" and _draws_numbers(node):
+            raise UnsupportedOperation(
+                f"{location(node)} draws random numbers on data: every evaluation of the kernel "
+                "would differ."
+            )
         if free and base_name(node) in WEIGHTED:  # by constants: they make no width
             return self._fresh(node)
         rule = RULES.get(base_name(node))
@@ -223,6 +248,18 @@ def _computed_parameter(node: fx.Node) -> UnsupportedOperation:
         f"{location(node)} computes with a parameter before it meets the data; only views, slices, "
         "transposes and scalar factors are known. EmpiricalKernel needs no rules."
     )
+
+
+def _draws_numbers(node: fx.Node) -> bool:
+    """Whether an operation uses a random generator (dropout only where it is active)."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given = arguments(node)
+    if "train" in given:
+        return bool(given["train"]) and given.get("p", given.get("dropout")) != 0
+    return given.get("dropout_p", 1) != 0
 
 
 def _is_number(node: fx.Node) -> bool:

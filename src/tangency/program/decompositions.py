@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from tangency.program import recurrent
+from tangency.program.einsum import einsum
 from tangency.program.operations import argument, base_name
 
 __all__ = ["TABLE", "decompositions"]
@@ -109,41 +110,12 @@ def _upper(x: Tensor, diagonal: int = 0) -> Tensor:
     return torch.where(_offsets(x) >= diagonal, x, 0.0)
 
 
-def _einsum(equation: str, tensors: Sequence[Tensor], *, path: object = None) -> Tensor:
-    """A product of two operands as permutations and one `matmul`; others as torch writes them."""
-    if not _is_product(equation, len(tensors)):
-        return _aten.einsum.default.decompose(equation, tensors)  # type: ignore[no-any-return]
-    left, right = tensors
-    inputs, output = equation.replace(" ", "").split("->")
-    a, b = inputs.split(",")
-    batch = [c for c in a if c in b and c in output]
-    if not batch and len(b) > len(a):
-        left, right, a, b = right, left, b, a
-    summed = [c for c in a if c in b and c not in output]
-    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
-    size = dict(zip(a + b, (*left.shape, *right.shape), strict=True))
-
-    def arranged(x: Tensor, labels: str, groups: Sequence[Sequence[str]]) -> Tensor:
-        x = x.permute([labels.index(c) for group in groups for c in group])
-        return x.reshape([math.prod(size[c] for c in group) for group in groups])
-
-    single = [[c] for c in batch]
-    kept = [[c] for c in rows] if not batch else [rows]
-    product = torch.matmul(
-        arranged(left, a, [*single, *kept, summed]), arranged(right, b, [*single, summed, columns])
-    )
-    made = [*batch, *rows, *columns]
-    return product.reshape([size[c] for c in made]).permute([made.index(c) for c in output])
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + a * b if value == 1 else x + a * b * value
 
 
-def _is_product(equation: str, operands: int) -> bool:
-    """Two operands, an explicit output, no dots, no repeated and no lonely summed labels."""
-    if operands != 2 or "->" not in equation or "." in equation:
-        return False
-    inputs, output = equation.replace(" ", "").split("->")
-    a, b = inputs.split(",")
-    distinct = all(len(set(labels)) == len(labels) for labels in (a, b, output))
-    return distinct and set(a) ^ set(b) <= set(output) <= set(a) | set(b)
+def _lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    return start + (end - start) * weight
 
 
 TABLE: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
@@ -165,7 +137,10 @@ TABLE: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     _aten.std.dim: _root(_variance_unbiased),
     _aten.tril.default: _lower,
     _aten.triu.default: _upper,
-    _aten.einsum.default: _einsum,
+    _aten.addcmul.default: _addcmul,
+    _aten.lerp.Scalar: _lerp,
+    _aten.lerp.Tensor: _lerp,
+    _aten.einsum.default: einsum,
     **recurrent.TABLE,
 }
 """What is decomposed, if it acts on values that depend on parameters."""

@@ -16,17 +16,27 @@ from torch._ops import OpOverload
 
 from tangency.program.operations import base_name
 
-__all__ = ["is_mutable", "make_functional"]
+__all__ = ["drop_inactive_dropouts", "make_functional"]
 
-_MAY_ALIAS = frozenset(
-    {"reshape", "flatten", "unflatten", "contiguous", "to", "type_as", "einsum", "getitem"}
-    | {"expand_as", "view_as", "reshape_as", "ravel"}
-    | {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-)
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+_MAY_ALIAS = _DROPOUTS | {
+    "reshape",
+    "flatten",
+    "unflatten",
+    "contiguous",
+    "to",
+    "type_as",
+    "einsum",
+    "getitem",
+    "expand_as",
+    "view_as",
+    "reshape_as",
+    "ravel",
+}
 """Operations whose result may be their argument though their schema does not say so."""
 
 
-def is_mutable(node: fx.Node) -> bool:
+def _is_mutable(node: fx.Node) -> bool:
     """Whether a node writes into one of its arguments."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
@@ -38,7 +48,7 @@ def make_functional(graph: fx.Graph) -> bool:
     other tensor that may share the memory is read afterwards.
     """
     order = {node: k for k, node in enumerate(graph.nodes)}
-    for node in [n for n in graph.nodes if is_mutable(n)]:
+    for node in [n for n in graph.nodes if _is_mutable(n)]:
         twin = _twin(node)
         if twin is None or _seen_later(node, order):
             return False
@@ -48,6 +58,14 @@ def make_functional(graph: fx.Graph) -> bool:
         for user in later:
             user.replace_input_with(target, node)
     return True
+
+
+def drop_inactive_dropouts(graph: fx.Graph) -> None:
+    """Inactive dropout is its argument itself (a decomposition would take it for a copy)."""
+    for node in list(graph.nodes):
+        if base_name(node) in _DROPOUTS and node.args[2] is False:
+            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
+            graph.erase_node(node)
 
 
 def _twin(node: fx.Node) -> OpOverload | None:
@@ -74,22 +92,22 @@ def _seen_later(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     target = cast(fx.Node, node.args[0])
     return any(
         order[user] > order[node]
-        for alias in _aliases(target)
+        for alias in _aliases(target, node)
         if alias is not target
         for user in alias.users
     )
 
 
-def _aliases(node: fx.Node) -> set[fx.Node]:
-    """All nodes that may share memory with `node`."""
-    found: set[fx.Node] = set()
+def _aliases(node: fx.Node, result: fx.Node) -> set[fx.Node]:
+    """All nodes that may share memory with `node`, but for `result` and what is a view of that."""
+    found: set[fx.Node] = {result}
     stack = [node]
     while stack:
         current = stack.pop()
         if current not in found:
             found.add(current)
             stack.extend(_neighbours(current))
-    return found
+    return found - {result}
 
 
 def _neighbours(node: fx.Node) -> Iterator[fx.Node]:

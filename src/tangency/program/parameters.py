@@ -16,7 +16,7 @@ from tangency.program.axes import shape_of
 from tangency.program.operations import base_name
 from tangency.program.trace import Trace, location
 
-__all__ = ["Block", "ParameterUse", "is_view", "parameter_use"]
+__all__ = ["Block", "ParameterUse", "is_view", "parameter_use", "root_of"]
 
 Block: TypeAlias = tuple[range, ...]
 """For every dimension of a parameter the indices that are used."""
@@ -83,6 +83,13 @@ def parameter_use(trace: Trace, node: fx.Node, flip: bool = False) -> ParameterU
     turned = _first_is_inner(view)
     whole = all(len(indices) == size for indices, size in zip(block, shape, strict=True))
     return ParameterUse(name, factor, flip != turned, None if whole else block)
+
+
+def root_of(node: fx.Node) -> fx.Node:
+    """The parameter of which `node` is a view or multiple."""
+    while node.op != "placeholder":
+        node = cast(fx.Node, node.args[0])
+    return node
 
 
 def _chain(trace: Trace, node: fx.Node) -> list[fx.Node]:

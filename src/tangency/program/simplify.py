@@ -1,6 +1,6 @@
 """Small rewritings after which a graph says the same with fewer kinds of nodes.
 
-- `batch_norm` is one node, however the export spells it;
+- `batch_norm` and `dropout` are one node, however the export spells them;
 - constants shaped like a random value (`zeros_like(h)`) depend on its sizes alone;
 - a broadcast before a pointwise operation is left to that operation;
 - products with zeros and sums with zeros (initial states of recurrent networks) vanish.
@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 def simplify(graph: fx.Graph) -> None:
     """Apply all rewritings to `graph`, in place."""
-    for rewriting in (_join_batch_norms, _detach_constants, _leave_broadcasts, _drop_zeros):
+    for rewriting in (_join_pieces, _detach_constants, _leave_broadcasts, _drop_zeros):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rewriting(graph, node)
@@ -39,16 +39,18 @@ def _inserted(graph: fx.Graph, like: fx.Node, target: Any, args: tuple[Any, ...]
     return node
 
 
-def _join_batch_norms(graph: fx.Graph, node: fx.Node) -> None:
-    """`getitem(_native_batch_norm_legit_no_training(...), 0)` is `batch_norm` in evaluation."""
+def _join_pieces(graph: fx.Graph, node: fx.Node) -> None:
+    """The first result of a native batch normalisation or dropout is what modules call."""
     if base_name(node) != "getitem" or node.args[1] != 0:
         return
     source = cast(fx.Node, node.args[0])
-    if base_name(source) != "_native_batch_norm_legit_no_training":
-        return
-    x, weight, bias, mean, variance, momentum, eps = source.args
-    args = (x, weight, bias, mean, variance, False, momentum, eps, False)
-    node.replace_all_uses_with(_inserted(graph, node, _aten.batch_norm.default, args))
+    if base_name(source) == "_native_batch_norm_legit_no_training":
+        *tensors, momentum, eps = source.args
+        args = (*tensors, False, momentum, eps, False)
+        node.replace_all_uses_with(_inserted(graph, node, _aten.batch_norm.default, args))
+    elif base_name(source) == "native_dropout":
+        args = tuple(source.args)
+        node.replace_all_uses_with(_inserted(graph, node, _aten.dropout.default, args))
 
 
 _FILLED: dict[str, float | None] = {
@@ -132,7 +134,7 @@ def _is_zero(node: object) -> bool:
         return False
     name = base_name(node)
     if name == "full":
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     return name == "zeros" or (name in _SAME_ENTRIES and _is_zero(node.args[0]))
 
 
@@ -154,5 +156,6 @@ def _drop_zeros(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _same(a: fx.Node, b: fx.Node) -> bool:
-    first, second = cast(Tensor, a.meta["val"]), cast(Tensor, b.meta["val"])
-    return (first.dtype, sizes_of(first)) == (second.dtype, sizes_of(second))
+    first: Tensor = a.meta["val"]
+    second: Tensor = b.meta["val"]
+    return first.dtype is second.dtype and sizes_of(first) == sizes_of(second)

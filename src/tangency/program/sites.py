@@ -17,8 +17,9 @@ from tangency.program.trace import Trace, location
 
 __all__ = ["ParameterUse", "Role", "Site", "find_sites"]
 
-Role: TypeAlias = Literal["affine", "convolution", "embedding", "bias", "scale", "norm"]
-"""`affine`: x W^T + b; `convolution`: a filter (`tangency.program.geometry`) and a bias;
+Role: TypeAlias = Literal["affine", "unshared", "convolution", "embedding", "bias", "scale", "norm"]
+"""`affine`: x W^T + b; `unshared`: a stack of matrices, another one at every place of the leading
+dimensions of the weight's node; `convolution`: a filter (`tangency.program.geometry`) and a bias;
 `embedding`: rows of W chosen by integers; `bias`: x + b with a vector along the width; `scale`:
 x * s; `norm`: a norm's scale and shift."""
 
@@ -110,6 +111,10 @@ class _Finder:
             return Site("affine", self._operand(node, 0), weight, bias)
         if name in ("matmul", "mm") and self._is_matrix(node, 1):
             return Site("affine", self._operand(node, 0), self._use(node, 1, "mat2", flip=True))
+        if name in ("matmul", "bmm") and self._is_parameter(node, 1):
+            stacked = any(self.axes[self._operand(node, 1)][:-2])
+            role: Role = "unshared" if stacked else "affine"
+            return Site(role, self._operand(node, 0), self._use(node, 1, "mat2", flip=True))
         if name == "addmm" and self._is_parameter(node, 2) and self._is_parameter(node, 0):
             weight = self._use(node, 2, "mat2", flip=True)
             return Site("affine", self._operand(node, 1), weight, self._use(node, 0, "input"))

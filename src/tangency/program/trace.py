@@ -6,20 +6,23 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from tangency import examples
-from tangency.errors import InvalidInput, UnsupportedOperation
+from tangency.errors import InvalidInput, TangencyError, UnsupportedOperation
 from tangency.examples import Examples
 from tangency.program.decompositions import decompositions
-from tangency.program.functional import make_functional
+from tangency.program.functional import drop_inactive_dropouts, make_functional
+from tangency.program.outputs import Output, select_output
 from tangency.program.simplify import simplify
 
 __all__ = ["Trace", "evaluation_mode", "location", "operation", "trace"]
@@ -35,6 +38,7 @@ class Trace:
         parameters: placeholder -> qualified name; a tensor with several names has the first one.
         constants: placeholder -> buffer or constant tensor (the module's own, not a copy).
         output: the node that the module returns.
+        values: placeholder -> present value of a parameter (the module's own, not a copy).
     """
 
     graph: fx.Graph
@@ -42,6 +46,7 @@ class Trace:
     parameters: dict[fx.Node, str]
     constants: dict[fx.Node, Tensor]
     output: fx.Node
+    values: dict[fx.Node, Tensor] = field(default_factory=dict)
 
 
 def operation(node: fx.Node) -> str:
@@ -72,45 +77,56 @@ def location(node: fx.Node) -> str:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every submodule in evaluation mode and each one back as it was."""
+def evaluation_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
+    """Put every submodule in evaluation mode and each one back as it was.
+
+    With `dropout` all but normalisations with running statistics are in training mode, so that
+    dropout is active wherever the module applies it.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
-            module.training = False
+            module.training = dropout and not isinstance(module, _NormBase)
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def trace(model: nn.Module, example: Examples) -> Trace:
+def trace(model: nn.Module, example: Examples, output: Output = None) -> Trace:
     """Record what `model` computes on a batch like `example`, with the batch size left free.
 
     The module is recorded in the mode (training or evaluation) that it is in, and left unchanged.
 
+    Args:
+        model: the module.
+        example: a batch of examples.
+        output: which tensor of what the module returns: a place in a tuple, a key or attribute, or
+            a function of what is returned; needed where it is not one tensor.
+
     Raises:
-        InvalidInput: `example` is not a batch of finite tensors, or the module does not return
-            one tensor with one row per example.
+        InvalidInput: `example` is not a batch of finite tensors, or `output` does not choose one
+            tensor with one row per example.
         UnsupportedOperation: `torch.export` cannot record the module, or it fixes the batch size.
     """
     examples.check(example, "example")
-    exported = _export(model, _two_examples(example))
+    exported = _export(model, _two_examples(example), output)
     nodes = {node.name: node for node in exported.graph.nodes}
     names = _canonical_names(model)
-    inputs, parameters, constants = [], {}, {}
+    inputs, parameters, constants, values = [], {}, {}, {}
     for spec in exported.graph_signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind is InputKind.PARAMETER:
             target = _own_name(str(spec.target))
             parameters[node] = names.get(id(_attribute(model, target)), target)
+            values[node] = _constant(exported, model, str(spec.target))
         elif spec.kind is InputKind.USER_INPUT:
             inputs.append(node)
         else:
             constants[node] = _constant(exported, model, str(spec.target))
-    output = _single_output(exported)
-    _check_batch(inputs, output)
-    return Trace(exported.graph, tuple(inputs), parameters, constants, output)
+    returned = _single_output(exported)
+    _check_batch(inputs, returned)
+    return Trace(exported.graph, tuple(inputs), parameters, constants, returned, values)
 
 
 def _two_examples(example: Examples) -> Examples:
@@ -120,14 +136,15 @@ def _two_examples(example: Examples) -> Examples:
 
 
 class _Call(nn.Module):
-    """A module with a signature that suits every way of calling the one inside."""
+    """A module that is called in any way and returns one tensor of what the one inside returns."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, output: Output) -> None:
         super().__init__()
         self.model = model
+        self.output = output
 
-    def forward(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        return self.model(*args, **kwargs)
+    def forward(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
+        return select_output(self.model(*args, **kwargs), self.output)
 
 
 def _own_name(name: str) -> str:
@@ -135,7 +152,7 @@ def _own_name(name: str) -> str:
     return name.removeprefix("model").removeprefix(".")
 
 
-def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
+def _export(model: nn.Module, batch: Examples, output: Output) -> ExportedProgram:
     inputs = examples.arguments(batch)
     shapes = pytree.tree_map(
         lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
@@ -145,10 +162,10 @@ def _export(model: nn.Module, batch: Examples) -> ExportedProgram:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             exported: ExportedProgram = torch.export.export(
-                _Call(model), inputs, dynamic_shapes=shapes, strict=False
+                _Call(model, output), inputs, dynamic_shapes=shapes, strict=False
             )
             return _canonical(exported)
-    except UnsupportedOperation:
+    except TangencyError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -164,6 +181,8 @@ def _canonical(exported: ExportedProgram) -> ExportedProgram:
     _check_flat(exported)
     graph = exported.graph
     if any(map(_is_unusual, graph.nodes)) or not make_functional(graph):
+        drop_inactive_dropouts(graph)
+        exported.graph_module.recompile()
         exported = exported.run_decompositions({})
     table = decompositions(exported.graph, _parameter_nodes(exported))
     if table:
@@ -220,16 +239,12 @@ def _constant(exported: ExportedProgram, model: nn.Module, target: str) -> Tenso
 
 
 def _single_output(exported: ExportedProgram) -> fx.Node:
-    nodes = {node.name: node for node in exported.graph.nodes}
-    specs = exported.graph_signature.output_specs
-    names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
-    if len(names) != 1 or names[0] not in nodes or not exported.call_spec.out_spec.is_leaf():
-        raise InvalidInput(
-            "the module returns something other than one tensor, which a kernel needs: "
-            "wrap the module so that it returns the output whose kernel you want."
-        )
-    output: fx.Node = nodes[names[0]]
-    nodes["output"].args = ((output,),)  # forget updates of buffers: nobody runs the graph for them
+    """The node that is returned, and nothing else: updates of buffers are forgotten."""
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    end = next(node for node in exported.graph.nodes if node.op == "output")
+    returned = cast("tuple[fx.Node, ...]", end.args[0])
+    output = returned[kinds.index(OutputKind.USER_OUTPUT)]
+    end.args = ((output,),)
     return output
 
 

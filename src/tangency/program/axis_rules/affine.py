@@ -8,6 +8,7 @@ from torch import fx
 
 from tangency.program.axes import AxisError, Dim, Shape, position, shape_of, width
 from tangency.program.axis_rules.attention import product
+from tangency.program.axis_rules.elementwise import broadcast
 from tangency.program.axis_rules.registry import Axes, axis_rule
 from tangency.program.geometry import CONVOLUTIONS
 from tangency.program.operations import base_name
@@ -39,8 +40,27 @@ def _weighted(node: fx.Node, axes: Axes) -> Shape:
 def matmul(node: fx.Node, axes: Axes) -> Shape:
     """With a weight matrix on the right, or of two values that both depend on data."""
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
-    if axes.nature[right] == "parameter" and len(axes(right)) == 2:
+    if axes.nature[right] != "parameter":
+        return product(left, right, axes)
+    if len(axes(right)) == 2:
         return _weighted(node, axes)
+    return _unshared(node, axes)
+
+
+def _unshared(node: fx.Node, axes: Axes) -> Shape:
+    """(.., L, i, k) times a stack of matrices (L, k, j): another matrix at every place of L."""
+    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    if len(axes(left)) < 2 or len(axes(right)) < 2:
+        raise AxisError("products with a vector are not known: write them as x * v and a sum")
+    lead = broadcast([axes(left)[:-2], axes(right)[:-2]])
+    return (*lead, axes(left)[-2], rows(right, shape_of(node)[-1]))
+
+
+@axis_rule("bmm")
+def batched(node: fx.Node, axes: Axes) -> Shape:
+    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    if axes.nature[right] == "parameter":
+        return _unshared(node, axes)
     return product(left, right, axes)
 
 

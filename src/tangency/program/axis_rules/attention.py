@@ -55,12 +55,6 @@ def _renewed(dim: Dim) -> Dim:
     return position(size_of(resolve(dim)))
 
 
-@axis_rule("bmm")
-def batched(node: fx.Node, axes: Axes) -> Shape:
-    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
-    return product(left, right, axes)
-
-
 @axis_rule("baddbmm")
 def batched_sum(node: fx.Node, axes: Axes) -> Shape:
     summand, left, right = cast("tuple[fx.Node, fx.Node, fx.Node]", node.args[:3])

@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import fx
 
-from tangency.program.axes import Shape
+from tangency.program.axes import Shape, position, sizes_of
 from tangency.program.axis_rules.elementwise import broadcast
-from tangency.program.axis_rules.registry import Axes, axis_rule, first, refuse
-from tangency.program.operations import argument
+from tangency.program.axis_rules.registry import Axes, axis_rule, dimension, first, refuse
+from tangency.program.operations import argument, base_name
 
 __all__ = ["reduced_dimensions"]
 
@@ -50,6 +50,19 @@ def extremum(node: fx.Node, axes: Axes) -> Shape | tuple[Shape, ...]:
         return broadcast([axes(n) for n in node.all_input_nodes])
     shape = _reduced_positions(node, axes)
     return (shape, shape) if isinstance(node.meta["val"], (list, tuple)) else shape
+
+
+@axis_rule("sort", "topk")
+def ordered(node: fx.Node, axes: Axes) -> tuple[Shape, ...]:
+    """Values in order, and their indices: the places are new positions."""
+    source, sizes = first(node), sizes_of(node.meta["val"][0])
+    d = dimension(node, 2 if base_name(node) == "topk" else 1, "dim", -1)
+    shape = list(axes(source))
+    refuse([shape[d]], ("batch",), "ordering the batch mixes the examples")
+    if not axes.executed(source):
+        refuse([shape[d]], ("width",), "the order of a width has no limit as the width grows")
+    shape[d] = position(sizes[d])
+    return tuple(shape), tuple(shape)
 
 
 def reduced_dimensions(node: fx.Node) -> list[int]:
