@@ -65,3 +65,12 @@ def test_the_rule_chosen() -> None:
 def test_a_jump_is_refused() -> None:
     with pytest.raises(UnsupportedOperation, match="jumps along the direction"):
         find_cones(lambda a, b: torch.where(b > 0, a, torch.zeros_like(a)))
+
+
+def test_constants_per_example() -> None:
+    slopes = torch.tensor([[0.1], [0.2]], dtype=torch.float64)
+    same = torch.full((1, 1), 0.5, dtype=torch.float64)
+    assert find_cones(lambda a, b: F.relu(b + slopes * a), dimensions=2) is None
+    cones = find_cones(lambda a, b: F.relu(b + same * a), dimensions=2)
+    assert cones is not None
+    assert len(cones.rays) == 2

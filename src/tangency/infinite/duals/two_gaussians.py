@@ -44,13 +44,14 @@ class DualOfTwo(Protocol):
         """(1 - K / (sd sd), A_1, A_2), elementwise with broadcasting."""
 
 
-def dual_of_two(function: FunctionOfTwo) -> DualOfTwo:
+def dual_of_two(function: FunctionOfTwo, *, dimensions: int = 0) -> DualOfTwo:
     """The rule for psi: exact to rounding where it is linear on cones, else a Hermite series.
 
     function: psi, called in float64 on two tensors of one shape (nodes, *S); differentiable by
         `torch.func.jvp`.
+    dimensions: the number of dimensions of S, where psi relies on it (constants per example).
 
     The series refuses functions with kinks when its `moments` are asked for.
     """
-    cones = find_cones(function)
+    cones = find_cones(function, dimensions=dimensions)
     return SmoothOfTwo(function) if cones is None else PiecewiseLinearOfTwo(cones)

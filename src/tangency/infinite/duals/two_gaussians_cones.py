@@ -58,16 +58,35 @@ def value_and_gradient(function: FunctionOfTwo, g1: Tensor, g2: Tensor) -> tuple
     return value, first, second
 
 
-def find_cones(function: FunctionOfTwo) -> Cones | None:
+def find_cones(function: FunctionOfTwo, *, dimensions: int = 0) -> Cones | None:
     """The rays and gradients of psi; None if psi is not linear on cones with apex 0.
 
     function: psi. It is evaluated at some thousand directions, and at several radii to see that it
         is homogeneous. Cones narrower than 2 pi / 2048 may be missed.
+    dimensions: how many dimensions psi expects after that of the nodes. Where it has constants of
+        its own along them (per example), there is no one function, and None is returned.
 
     Raises UnsupportedOperation if psi is homogeneous but jumps: its NTK then does not exist.
     """
     # The scan is shifted so that no natural direction of a ray is one of its points.
     angles = -math.pi + (torch.arange(_SCAN, dtype=torch.float64) + 0.31831) * (2 * math.pi / _SCAN)
+    evaluate = _flat(function, dimensions)
+    if evaluate(angles, angles).shape != angles.shape:
+        return None
+    return _cones_of(evaluate, angles)
+
+
+def _flat(function: FunctionOfTwo, dimensions: int) -> FunctionOfTwo:
+    """psi on vectors; its result is one too unless psi differs along the other dimensions."""
+
+    def evaluate(g1: Tensor, g2: Tensor) -> Tensor:
+        shape = (-1, *[1] * dimensions)
+        return function(g1.reshape(shape), g2.reshape(shape)).flatten()
+
+    return evaluate
+
+
+def _cones_of(function: FunctionOfTwo, angles: Tensor) -> Cones | None:
     values, gradients = _around(function, angles)
     scale = float(gradients.abs().max()) if bool(torch.isfinite(gradients).all()) else math.inf
     if scale == 0 or not math.isfinite(scale) or not _is_homogeneous(function, angles, values):
