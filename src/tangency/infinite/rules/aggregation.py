@@ -8,8 +8,7 @@ from typing import cast
 from torch import Tensor, fx
 
 from tangency.infinite.layout import Positions
-from tangency.infinite.lowering import Lowering, rule
-from tangency.infinite.rules.affine import affine
+from tangency.infinite.lowering import Lowering
 from tangency.infinite.rules.spatial import grouped, one_axis
 from tangency.infinite.side import Side
 from tangency.infinite.values.aggregated import Aggregated
@@ -19,14 +18,9 @@ from tangency.program.axes import Axis, resolve
 __all__ = ["product"]
 
 
-@rule("matmul", "mm", "bmm")
 def product(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
-    """`A @ u` or `u @ A` along positions, with A of data or constants; or a weight, `u @ W`."""
-    if node in lowering.program.sites:
-        return affine(lowering, node, start, length)
+    """`A @ u` or `u @ A` along positions, with A of data or constants."""
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
-    if lowering.random(left) == lowering.random(right):
-        raise lowering.unsupported(node, "multiplies two values that depend on parameters")
     if lowering.random(right):
         return _sum(lowering, node, (right, left), (-2, -1), start, length)
     return _sum(lowering, node, (left, right), (-1, -2), start, length)

@@ -11,11 +11,12 @@ from torch.fx.node import map_arg
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.rules.normalization import affine_part
 from tangency.infinite.sampling.arrangement import as_in_module, by_positions
 from tangency.infinite.side import Side
 from tangency.infinite.values.sampled import Sampled
 from tangency.infinite.values.value import Value, to_positions
-from tangency.program.operations import base_name
+from tangency.program.operations import arguments, base_name
 
 __all__ = ["coordinatewise", "over_positions"]
 
@@ -51,23 +52,41 @@ def coordinatewise(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
     "max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "amax", "amin", "max", "min", "logsumexp", "prod", "softmax", "_softmax", "log_softmax",
-    "_log_softmax", "sort", "topk", "cumprod", "cummax", "cummin", "logcumsumexp", "median",
+    "_log_softmax", "sort", "topk", "cumprod", "logcumsumexp",
 )  # fmt: skip
 def over_positions(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Any operation that acts on each coordinate of the width by itself, across positions."""
-    source, index = node, None
-    if base_name(node) == "getitem":
-        source, index = cast(tuple[fx.Node, int], node.args)
-        if not node.meta["val"].is_floating_point():
-            raise lowering.unsupported(source, "gives indices, which depend on random values")
-    lowering.need_samples(source, "has no closed form")
+    if base_name(node) != "getitem":
+        return _executed(lowering, node, node, cast(Operation, node.target), start, length)
+    source, index = cast(tuple[fx.Node, int], node.args)
+    if not node.meta["val"].is_floating_point():
+        raise lowering.unsupported(source, "gives indices, which depend on random values")
+
+    def one_result(*args: Any, **kwargs: Any) -> Any:
+        return cast(Operation, source.target)(*args, **kwargs)[index]
+
+    return _executed(lowering, source, node, one_result, start, length)
+
+
+def _executed(
+    lowering: Lowering,
+    node: fx.Node,
+    result: fx.Node,
+    operation: Operation,
+    start: int,
+    length: int,
+) -> Value:
+    """`operation` on the arguments of `node`, one sample of a width at a time; shaped as `result`.
+
+    Arguments have the shapes that they have in the module, with a width of one.
+    """
+    lowering.need_samples(node, "has no closed form")
     operands = {
-        n: lowering.strand(n, start, length) for n in source.all_input_nodes if lowering.random(n)
+        n: lowering.strand(n, start, length) for n in node.all_input_nodes if lowering.random(n)
     }
-    for n in source.all_input_nodes:
+    for n in node.all_input_nodes:
         if n not in operands and n in lowering.program.axes and lowering.width(n) != 1:
-            raise lowering.unsupported(source, "is applied with data that differ along the width")
-    positions: Positions = lowering.program.atoms(node, "position")
+            raise lowering.unsupported(node, "is applied with data that differ along the width")
     order, program = list(operands), lowering.program
 
     def function(side: Side, *parts: Tensor) -> Tensor:
@@ -79,11 +98,32 @@ def over_positions(lowering: Lowering, node: fx.Node, start: int, length: int) -
                 part = to_positions(parts[order.index(argument)], operands[argument].positions, own)
                 return as_in_module(program, argument, side.full(part, own), side.count)
 
-            args, kwargs = map_arg((source.args, source.kwargs), operand)
-            result = cast(Operation, source.target)(*args, **kwargs)
-            chosen = cast(Tensor, result if index is None else result[index])
-            return by_positions(program, node, chosen, side.count)
+            args, kwargs = map_arg((node.args, node.kwargs), operand)
+            return by_positions(program, result, operation(*args, **kwargs), side.count)
 
         return torch.vmap(one_sample)(*parts)
 
-    return Sampled(positions, list(operands.values()), function)
+    return Sampled(program.atoms(result, "position"), list(operands.values()), function)
+
+
+@rule("instance_norm")
+def instance_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """(u - m) / sqrt(v + eps) * scale + shift, with the mean m and variance v of every channel over
+    its own positions (Ulyanov et al. 2016): random, however many channels there are.
+    """
+    given = arguments(node)
+    if not given["use_input_stats"]:
+        raise lowering.unsupported(
+            node, "normalises by running statistics: write it as a BatchNorm in evaluation mode"
+        )
+    eps = cast(float, given["eps"])
+
+    def standardized(x: Tensor, *settings: object) -> Tensor:
+        dims = list(range(2, x.dim()))
+        return (x - x.mean(dims, keepdim=True)) / (x.var(dims, False, keepdim=True) + eps).sqrt()
+
+    value = _executed(lowering, node, node, standardized, start, length)
+    site = lowering.program.sites.get(node)
+    if site is None:
+        return value
+    return affine_part(lowering, site, value, lowering.program.axes[node][1:2], start, length)

@@ -82,14 +82,23 @@ def _select(
     atoms = _atoms(lowering, source, dim)
     index %= size_of(atoms)
     if _is_width(atoms):
-        if lowering.width(source) != size_of(atoms):
-            raise lowering.unsupported(source, "is indexed along a part of its width")
-        return lowering.strand(source, index, 1)
+        rest = _inner_width(lowering, source, atoms)
+        if rest is None:
+            raise lowering.unsupported(source, "is indexed along an inner part of its width")
+        return lowering.strand(source, index * rest + start, length)
     value = lowering.strand(source, start, length)
     if not set(atoms) & set(value.positions):
         return value
     axis = one_axis(atoms)
     return Take(grouped(value, atoms, axis), axis, None, (index,))
+
+
+def _inner_width(lowering: Lowering, source: fx.Node, atoms: Dim) -> int | None:
+    """The width behind the outermost axes `atoms` of a width; None if they are not outermost."""
+    whole = lowering.program.atoms(source, "width")
+    if whole[: len(atoms)] != atoms:
+        return None
+    return size_of(whole[len(atoms) :])
 
 
 @rule("slice")
@@ -144,9 +153,11 @@ def getitem_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
 
 @cut_rule("select")
 def select_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
-    if _is_width(_atoms(lowering, _input(node), _dim(node, 1))):
-        return frozenset()
-    return lowering.cuts(_input(node))
+    atoms = _atoms(lowering, _input(node), _dim(node, 1))
+    if not _is_width(atoms):
+        return lowering.cuts(_input(node))
+    index = cast(int, argument(node, 2, "index")) % size_of(atoms)
+    return _shifted(lowering, node, _input(node), index * lowering.width(node))
 
 
 def _shifted(lowering: Lowering, node: fx.Node, source: fx.Node, begin: int) -> frozenset[int]:

@@ -1,0 +1,320 @@
+"""Attention as its heads and their widths go to infinity: logits, and what the weights gather.
+
+Source: Hron, Bahri, Sohl-Dickstein and Novak (2020), "Infinite attention: NNGP and NTK for deep
+attention networks". The width d of each head goes to infinity, and so does the number of heads.
+With query and key weights that are independent, the logits A(i, j) = sum_d q_d(i) k_d(j) of the
+heads are independent Gaussians; a coordinate of the width is a pair of a head and a place in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tangency.infinite.layout import Block, Layout, Moments, Positions, Which, place
+from tangency.infinite.values.sources import One
+from tangency.infinite.values.sum import Sum
+from tangency.infinite.values.value import Value, to_positions
+from tangency.program.axes import Axis
+
+if TYPE_CHECKING:
+    from tangency.infinite.pairs import Pairs
+    from tangency.infinite.side import Side
+
+__all__ = ["Attended", "Logits", "is_certain"]
+
+CHUNK = 1 << 24
+"""Entries of the largest intermediate result of a mean over samples."""
+
+
+def is_certain(value: Value) -> bool:
+    """Whether a value is the same number on every coordinate, with no randomness."""
+    if isinstance(value, Sum):
+        return all(is_certain(term.value) for term in value.terms)
+    return isinstance(value, One)
+
+
+class Logits(Value):
+    """sum over the width d of a head of q_d k_d, for independent q and k.
+
+    Over the heads, it is Gaussian with K = d K_q K_k and T = d (T_q K_k + K_q T_k): the sum
+    of d uncorrelated products. A scale of order 1 / sqrt(d) keeps it finite as d grows.
+    """
+
+    precedence = 1
+
+    def __init__(self, query: Value, key: Value, width: int) -> None:
+        new = tuple(a for a in key.positions if a not in query.positions)
+        super().__init__((*query.positions, *new))
+        self.query = query
+        self.key = key
+        self.width = width
+
+    @property
+    def gaussian(self) -> bool:
+        return True
+
+    @property
+    def centred(self) -> bool:
+        return True
+
+    @cached_property
+    def origins(self) -> frozenset[Hashable]:
+        return frozenset(("logits", o) for o in self.query.origins | self.key.origins)
+
+    @cached_property
+    def sampled(self) -> bool:
+        return self.query.sampled or self.key.sampled
+
+    def second_moment(self, side: Side) -> Tensor:
+        moments = [
+            to_positions(side.second_moment(value), value.positions, self.positions)
+            for value in (self.query, self.key)
+        ]
+        return side.full(self.width * moments[0] * moments[1], self.positions)
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        return pairs.from_moments(self, other, layout)
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        if not isinstance(other, Logits):
+            return None
+        straight = self._product((other.query, other.key), layout, pairs)
+        crossed = self._product((other.key, other.query), layout, pairs)
+        if straight is None or crossed is None:
+            return straight or crossed
+        return Moments(straight.moment + crossed.moment, _sum(straight.ntk, crossed.ntk))
+
+    def _product(self, others: tuple[Value, Value], layout: Layout, pairs: Pairs) -> Moments | None:
+        """E[q q'] E[k k'] and its NTK, times the width; None if one of the two is zero."""
+        parts = []
+        for u, v in zip((self.query, self.key), others, strict=True):
+            inner = layout.within(u.positions, v.positions)
+            found = pairs.moments(u, v, inner.ties)
+            if found is None:
+                return None
+            ntk = None if found.ntk is None else layout.embed(found.ntk, inner)
+            parts.append(Moments(layout.embed(found.moment, inner), ntk))
+        (q, tq), (k, tk) = parts
+        first = None if tq is None else self.width * tq * k.to(tq.dtype)
+        second = None if tk is None else self.width * tk * q.to(tk.dtype)
+        return Moments(self.width * q * k, _sum(first, second))
+
+
+class Attended(Value):
+    """sum_j z(i, j) v(j): values gathered by the attention weights z of the head.
+
+    K = sum_jj' E[z z'] K_v and T = sum_jj' E[z z'] T_v + T_z K_v. One coordinate of v has a
+    vanishing influence on z, so that the two are independent even where they share weights. The
+    moments of z are exact, or means over its samples; K_v and T_v are exact.
+    """
+
+    precedence = 2.75  # what may contain other attended values expands first
+
+    def __init__(self, weights: Value, values: Value, keys: Axis) -> None:
+        found = [a for a in (*weights.positions, *values.positions) if a is not keys]
+        super().__init__(tuple(dict.fromkeys(found)))
+        self.weights = weights
+        self.values = values
+        self.keys = keys
+
+    @property
+    def gaussian(self) -> bool:
+        return False
+
+    @property
+    def centred(self) -> bool:
+        return self.values.centred
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.weights, self.values)
+
+    @cached_property
+    def sampled(self) -> bool:
+        """The covariance with any other value follows from samples of the weights alone."""
+        return self.values.sampled
+
+    @property
+    def _reads(self) -> Positions:
+        return (*self.positions, self.keys)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        weights = to_positions(parts[0], self.weights.positions, self._reads)
+        return (weights * to_positions(parts[1], self.values.positions, self._reads)).sum(-2)
+
+    # -- one example ---------------------------------------------------------------------------
+
+    @property
+    def _by_samples(self) -> bool:
+        """Whether samples of the weights are used; those of certain weights are themselves."""
+        return self.weights.sampled or is_certain(self.weights)
+
+    def weight_samples(self, side: Side) -> Tensor:
+        """Samples of the attention weights, `(S, *positions of the weights, n)`."""
+        if self.weights.sampled:
+            return side.quantity(self.weights, "samples")
+        return self.mean_weights(side)[None]
+
+    def weight_tangents(self, side: Side) -> Tensor:
+        """Samples of their tangents, like `weight_samples`; zero for certain weights."""
+        if self.weights.sampled:
+            return side.quantity(self.weights, "tangents")
+        return torch.zeros_like(self.mean_weights(side))[None]
+
+    def mean_weights(self, side: Side) -> Tensor:
+        """E[z], `(*positions of the weights, n)`."""
+        mean = side.mean(self.weights)
+        zero = side.number(0.0)
+        return side.full(zero if mean is None else mean, self.weights.positions)
+
+    def mean(self, side: Side) -> Tensor | None:
+        mean = side.mean(self.values)
+        if mean is None:
+            return None
+        weights = to_positions(
+            side.quantity(self, "mean_weights"), self.weights.positions, self._reads
+        )
+        gathered = weights * to_positions(mean, self.values.positions, self._reads)
+        return side.full(gathered.sum(-2), self.positions)
+
+    def second_moment(self, side: Side) -> Tensor:
+        ties = frozenset((a, a) for a in self.positions)
+        entries = self.keys.size**2
+        for axis in self.positions:
+            entries *= axis.size
+        parts = []
+        for pairs in side.chunks(entries):
+            moments = pairs.moments(self, self, ties)
+            assert moments is not None
+            sizes = [axis.size for axis in self.positions]
+            parts.append(moments.moment.expand(*sizes, moments.moment.shape[-1]))
+        return torch.cat(parts, dim=-1)
+
+    # -- pairs ---------------------------------------------------------------------------------
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        return pairs.from_moments(self, other, layout)
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        if not isinstance(other, Attended):
+            return self._with_other(other, layout, pairs)
+        inner = Layout(self._reads, other._reads, layout.ties)
+        values = _embedded(self.values, other.values, inner, pairs)
+        if values is None:
+            return None
+        if self._by_samples and other._by_samples:
+            return self._over_samples(other, values, inner, layout, pairs)
+        weights = _embedded(self.weights, other.weights, inner, pairs)
+        if weights is None:
+            return None
+        own = None if values.ntk is None else values.ntk * weights.moment.to(values.ntk.dtype)
+        shared = None if weights.ntk is None else weights.ntk * values.moment.to(weights.ntk.dtype)
+        dims = [inner.index("left", self.keys), inner.index("right", other.keys)]
+        whole = Moments(values.moment * weights.moment, _sum(own, shared))
+        return _map(whole, lambda x: _ordered(x.sum(dims, keepdim=True), inner, layout))
+
+    def _over_samples(
+        self, other: Attended, values: Moments, inner: Layout, layout: Layout, pairs: Pairs
+    ) -> Moments:
+        """Means over samples of the sums over both keys."""
+        names = ("weight_samples", "weight_tangents")
+        z, dz = (self._spread("left", name, inner, pairs) for name in names)
+        y, dy = (other._spread("right", name, inner, pairs) for name in names)
+        key = inner.index("left", self.keys)
+        moment = _gathered(z, values.moment, y, inner, layout, key)
+        ntk = _gathered(dz, values.moment, dy, inner, layout, key)
+        if values.ntk is not None:
+            ntk = ntk + _gathered(z, values.ntk.double(), y, inner, layout, key)
+        return Moments(moment, ntk.to(pairs.dtype))
+
+    def _spread(self, which: Which, name: str, inner: Layout, pairs: Pairs) -> Tensor:
+        """Samples of the weights over all dimensions of `inner`, `(S, ..., batch)`."""
+        part = inner.swap(which, self.weights.positions)
+        found = pairs.quantity(which, self, name, layout=part, wide=True)
+        return _widened(found, part, inner)
+
+    def _with_other(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        """sum_j E[z(i, j)] E[v(j) u'], and its NTK, with a value that has no such weights."""
+        inner = Layout(self._reads, other.positions, layout.ties)
+        values = _embedded(self.values, other, inner, pairs)
+        if values is None:
+            return None
+        part = inner.swap("left", self.weights.positions)
+        mean = pairs.quantity("left", self, "mean_weights", layout=part, wide=True)
+        mean = _widened(mean[None], part, inner)[0]
+        dim = inner.index("left", self.keys)
+        return _map(
+            values, lambda x: _ordered((mean.to(x) * x).sum(dim, keepdim=True), inner, layout)
+        )
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first + second
+
+
+def _map(moments: Moments, function: Callable[[Tensor], Tensor]) -> Moments:
+    ntk = None if moments.ntk is None else function(moments.ntk)
+    return Moments(function(moments.moment), ntk)
+
+
+def _embedded(u: Value, v: Value, inner: Layout, pairs: Pairs) -> Moments | None:
+    """Moments of two values as they broadcast in `inner`."""
+    part = inner.within(u.positions, v.positions)
+    found = pairs.moments(u, v, part.ties)
+    return None if found is None else _map(found, lambda x: inner.embed(x, part))
+
+
+def _widened(samples: Tensor, part: Layout, inner: Layout) -> Tensor:
+    """Samples `(S, *dims of part, batch)` as they broadcast in `inner`."""
+    indices = [inner.index("left", a) for a in part.left]
+    indices += [inner.index("right", b) for b in part.free_right]
+    return place(samples, indices, inner.rank, lead=1)
+
+
+def _dims(inner: Layout, layout: Layout) -> list[int]:
+    """For every dimension of `layout` the one of `inner`."""
+    left = [inner.index("left", a) for a in layout.left]
+    return left + [inner.index("right", b) for b in layout.free_right]
+
+
+def _ordered(values: Tensor, inner: Layout, layout: Layout) -> Tensor:
+    """From `inner`, whose dimensions of the keys are summed (of size one), to `layout`."""
+    dims = _dims(inner, layout)
+    gone = [k for k in range(inner.rank) if k not in dims]
+    moved = values.permute(*dims, *range(inner.rank, values.dim()), *gone)
+    return moved.flatten(-len(gone) - 1) if gone else moved
+
+
+def _gathered(
+    left: Tensor, values: Tensor, right: Tensor, inner: Layout, layout: Layout, key: int
+) -> Tensor:
+    """Mean over the samples of sum_jj' left(j) values(j, j') right(j'), laid out by `layout`.
+
+    `key` is the dimension of j. Samples are taken some at a time, so that the sums over j alone,
+    which all of them have, stay small.
+    """
+    labels = list(range(values.dim()))
+    sample = len(labels)
+    kept = [*_dims(inner, layout), *labels[inner.rank :]]
+    pairs = zip(left.shape[1:], values.shape, strict=True)
+    size = math.prod(max(pair) for k, pair in enumerate(pairs) if k != key)
+    step = max(1, CHUNK // size)
+    total = torch.zeros((), dtype=values.dtype, device=values.device)
+    for begin in range(0, left.shape[0], step):
+        z, y = (part[begin : begin + step].to(values) for part in (left, right))
+        half = torch.einsum(z, [sample, *labels], values, labels, [sample, *_without(labels, key)])
+        part = torch.einsum(half, [sample, *_without(labels, key)], y, [sample, *labels], kept)
+        total = total + part
+    return total / left.shape[0]
+
+
+def _without(labels: Sequence[int], label: int) -> list[int]:
+    return [k for k in labels if k != label]
