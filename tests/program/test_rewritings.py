@@ -146,3 +146,36 @@ def test_a_product_of_two_is_one_matmul() -> None:
     recorded, _, _ = traced(SAME["einsum nchw,wk->nchk"])
     assert names(recorded).count("matmul") == 1
     assert "einsum" not in names(recorded)
+
+
+class Frozen(nn.Module):
+    """Blocks without gradients, one inside the other, before a layer; the inner one given."""
+
+    def __init__(self, inside: Function, outside: Function = torch.cos) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.inside, self.outside = inside, outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.outside(x)
+            z = self.inside(y) + x.shape[0]
+        return self.a(y) + z
+
+
+def graded(y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return y.sin() * 2
+
+
+def uncast(y: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return y.exp()
+
+
+@pytest.mark.parametrize("inside", [torch.sin, graded, uncast])
+def test_blocks_without_gradients_on_data(inside: Function) -> None:
+    model, x = Frozen(inside), torch.randn(5, 3)
+    recorded = trace(model, x[:2])
+    torch.testing.assert_close(run(recorded, model, x), model(x))
+    assert not any(node.op == "get_attr" for node in recorded.graph.nodes)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from tangency import examples
 from tangency.errors import InvalidInput, TangencyError, UnsupportedOperation
 from tangency.examples import Examples
+from tangency.program.blocks import first_block, inline_blocks
 from tangency.program.decompositions import decompositions
 from tangency.program.functional import drop_inactive_dropouts, make_functional
 from tangency.program.outputs import Output, select_output
@@ -178,6 +179,7 @@ def _export(model: nn.Module, batch: Examples, output: Output) -> ExportedProgra
 
 def _canonical(exported: ExportedProgram) -> ExportedProgram:
     """A functional graph of the operations that rules know."""
+    inline_blocks(exported, _parameter_nodes(exported))
     _check_flat(exported)
     graph = exported.graph
     if any(map(_is_unusual, graph.nodes)) or not make_functional(graph):
@@ -210,14 +212,14 @@ def _parameter_nodes(exported: ExportedProgram) -> list[fx.Node]:
 
 
 def _check_flat(exported: ExportedProgram) -> None:
-    """Refuse blocks of operations inside a node: `torch.no_grad()`, `torch.cond`, ..."""
-    for node in exported.graph.nodes:
-        if node.op == "get_attr":
-            raise UnsupportedOperation(
-                f"{location(next(iter(node.users), node))} runs a block of operations under its "
-                "own rules, such as torch.no_grad() or torch.cond, which no kernel rule describes. "
-                "EmpiricalKernel needs no rules."
-            )
+    """Refuse blocks of operations inside a node that cannot be copied into the graph."""
+    node = first_block(exported.graph)
+    if node is not None:
+        raise UnsupportedOperation(
+            f"{location(node)} runs a block of operations under its own rules, such as "
+            "torch.no_grad() or torch.cond, on values that depend on parameters or data, which no "
+            "kernel rule describes. EmpiricalKernel needs no rules."
+        )
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:

@@ -61,7 +61,7 @@ def rearrange(node: fx.Node, axes: Axes) -> Shape:
     return tuple(shape)
 
 
-@axis_rule("cumsum")
+@axis_rule("cumsum", "cumprod", "logcumsumexp")
 def cumulate(node: fx.Node, axes: Axes) -> Shape:
     shape, d = list(axes(first(node))), dimension(node, 1, "dim")
     shape[d] = _renewed(shape[d], axes.executed(first(node)))
