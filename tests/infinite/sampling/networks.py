@@ -127,7 +127,9 @@ class GatedUnits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.glu(self.first(x))
-        product = torch.sigmoid(self.a(hidden)) * F.relu(self.b(hidden)) * torch.tanh(self.c(hidden))
+        product = (
+            torch.sigmoid(self.a(hidden)) * F.relu(self.b(hidden)) * torch.tanh(self.c(hidden))
+        )
         return self.last(product)
 
 

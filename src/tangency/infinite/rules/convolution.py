@@ -7,9 +7,11 @@ from functools import cache, partial
 
 from torch import fx
 
+from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, cut_rule, rule
 from tangency.infinite.rules.affine import bias_term, signature
 from tangency.infinite.rules.spatial import grouped, one_axis, ungrouped
+from tangency.infinite.values.depthwise import Depthwise
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.infinite.values.weight import Weight, WeightInput
@@ -23,27 +25,77 @@ from tangency.program.sites import Site
 def convolution(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Covariance w2 E[u u'], averaged over the taps (Arora et al. 2019, section 4).
 
-    With groups, what goes to infinity is the number of channels of each group.
+    With groups, what goes to infinity is the number of channels of each group; if each is a single
+    channel (a depthwise convolution), it is the number of groups.
     """
     site = lowering.program.sites.get(node)
     if site is None or site.role != "convolution" or site.weight is None:
         raise lowering.unsupported(node, "convolves with something other than one parameter")
     geometry = conv_geometry(node)
     windows = tuple(_windows(lowering, node, site, geometry))
-    stretch = _channels(lowering, node, site, geometry, start, length)
+    depthwise = lowering.random(site.input) and _sees_one_channel(lowering, site, geometry)
+    weight = _depthwise if depthwise else _weight
+    value = weight(lowering, node, site, geometry, windows, start, length)
     after = lowering.program.axes[node]
-    moved = tuple(w.target for w in windows if w.target.size > 1)
-    weight: Value = Weight(
-        (*(a for a in resolve(after[0]) if a.kind == "position"), *moved),
+    for window, dim in zip(windows, after[2:], strict=True):
+        value = ungrouped(value, window.target, dim)
+    if site.bias is None:
+        return value
+    return Sum(value.positions, [Term(value), bias_term(lowering, site, start, length)])
+
+
+def _weight(
+    lowering: Lowering,
+    node: fx.Node,
+    site: Site,
+    geometry: ConvGeometry,
+    windows: tuple[Window, ...],
+    start: int,
+    length: int,
+) -> Value:
+    assert site.weight is not None
+    stretch = _channels(lowering, node, site, geometry, start, length)
+    return Weight(
+        _positions(lowering, node, windows),
         (site.weight.name, start, length),
         lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
         _source(lowering, node, site, windows, stretch),
     )
-    for window, dim in zip(windows, after[2:], strict=True):
-        weight = ungrouped(weight, window.target, dim)
-    if site.bias is None:
-        return weight
-    return Sum(weight.positions, [Term(weight), bias_term(lowering, site, start, length)])
+
+
+def _depthwise(
+    lowering: Lowering,
+    node: fx.Node,
+    site: Site,
+    geometry: ConvGeometry,
+    windows: tuple[Window, ...],
+    start: int,
+    length: int,
+) -> Value:
+    assert site.weight is not None
+    if int(node.meta["val"].shape[1]) != lowering.width(site.input):
+        raise lowering.unsupported(
+            node, "makes several channels of each random channel, which then depend on each other"
+        )
+    source = lowering.strand(site.input, start, length)
+    dims = lowering.program.axes[site.input][2:]
+    return Depthwise(
+        _positions(lowering, node, windows),
+        (site.weight.name, start, length),
+        lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
+        _arranged(source, dims, windows),
+        windows,
+    )
+
+
+def _positions(lowering: Lowering, node: fx.Node, windows: tuple[Window, ...]) -> Positions:
+    before = resolve(lowering.program.axes[node][0])
+    moved = (window.target for window in windows if window.target.size > 1)
+    return (*(axis for axis in before if axis.kind == "position"), *moved)
+
+
+def _sees_one_channel(lowering: Lowering, site: Site, geometry: ConvGeometry) -> bool:
+    return geometry.groups > 1 and geometry.groups == lowering.width(site.input)
 
 
 def _fans(lowering: Lowering, site: Site, geometry: ConvGeometry) -> tuple[int, int]:
@@ -128,12 +180,6 @@ def _channels(
     if mixed and any(a.kind == "position" for a in channels):
         raise lowering.unsupported(node, "groups channels among which there are positions")
     per_group = total // geometry.groups
-    if lowering.random(site.input) and per_group == 1:
-        raise lowering.unsupported(
-            node,
-            "is a depthwise convolution: each of its outputs sees one random channel, so that it "
-            "is not Gaussian",
-        )
     if not _group_cuts(lowering, node, site, geometry):
         return 0, total  # one nature over the width: every group is like the whole
     outputs = int(node.meta["val"].shape[1]) // geometry.groups

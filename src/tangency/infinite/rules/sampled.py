@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -57,7 +58,8 @@ def coordinatewise(
 def over_positions(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Any operation that acts on each coordinate of the width by itself, across positions."""
     if base_name(node) != "getitem":
-        return _executed(lowering, node, node, cast(Operation, node.target), start, length)
+        call = _Call(node, cast(Operation, node.target), node.args, node.kwargs)
+        return _executed(lowering, call, node, start, length)
     source, index = cast(tuple[fx.Node, int], node.args)
     if not node.meta["val"].is_floating_point():
         raise lowering.unsupported(source, "gives indices, which depend on random values")
@@ -65,28 +67,37 @@ def over_positions(lowering: Lowering, node: fx.Node, start: int, length: int) -
     def one_result(*args: Any, **kwargs: Any) -> Any:
         return cast(Operation, source.target)(*args, **kwargs)[index]
 
-    return _executed(lowering, source, node, one_result, start, length)
+    call = _Call(source, one_result, source.args, source.kwargs)
+    return _executed(lowering, call, node, start, length)
 
 
-def _executed(
-    lowering: Lowering,
-    node: fx.Node,
-    result: fx.Node,
-    operation: Operation,
-    start: int,
-    length: int,
-) -> Value:
-    """`operation` on the arguments of `node`, one sample of a width at a time; shaped as `result`.
+@dataclass(frozen=True)
+class _Call:
+    """An operation with its arguments, nodes of the graph among them; `node` is for messages."""
+
+    node: fx.Node
+    operation: Operation
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        found: list[fx.Node] = []
+        map_arg((self.args, dict(self.kwargs)), found.append)
+        return found
+
+
+def _executed(lowering: Lowering, call: _Call, result: fx.Node, start: int, length: int) -> Value:
+    """What a call makes of samples, one at a time; it has the shape of the node `result`.
 
     Arguments have the shapes that they have in the module, with a width of one.
     """
-    lowering.need_samples(node, "has no closed form")
-    operands = {
-        n: lowering.strand(n, start, length) for n in node.all_input_nodes if lowering.random(n)
-    }
-    for n in node.all_input_nodes:
+    lowering.need_samples(call.node, "has no closed form")
+    operands = {n: lowering.strand(n, start, length) for n in call.inputs if lowering.random(n)}
+    for n in call.inputs:
         if n not in operands and n in lowering.program.axes and lowering.width(n) != 1:
-            raise lowering.unsupported(node, "is applied with data that differ along the width")
+            reason = "is applied with data that differ along the width"
+            raise lowering.unsupported(call.node, reason)
     order, program = list(operands), lowering.program
 
     def function(side: Side, *parts: Tensor) -> Tensor:
@@ -98,8 +109,8 @@ def _executed(
                 part = to_positions(parts[order.index(argument)], operands[argument].positions, own)
                 return as_in_module(program, argument, side.full(part, own), side.count)
 
-            args, kwargs = map_arg((node.args, node.kwargs), operand)
-            return by_positions(program, result, operation(*args, **kwargs), side.count)
+            args, kwargs = map_arg((call.args, dict(call.kwargs)), operand)
+            return by_positions(program, result, call.operation(*args, **kwargs), side.count)
 
         return torch.vmap(one_sample)(*parts)
 
@@ -118,11 +129,12 @@ def instance_norm(lowering: Lowering, node: fx.Node, start: int, length: int) ->
         )
     eps = cast(float, given["eps"])
 
-    def standardized(x: Tensor, *settings: object) -> Tensor:
+    def standardized(x: Tensor) -> Tensor:
         dims = list(range(2, x.dim()))
         return (x - x.mean(dims, keepdim=True)) / (x.var(dims, False, keepdim=True) + eps).sqrt()
 
-    value = _executed(lowering, node, node, standardized, start, length)
+    call = _Call(node, standardized, node.args[:1], {})
+    value = _executed(lowering, call, node, start, length)
     site = lowering.program.sites.get(node)
     if site is None:
         return value
