@@ -13,7 +13,7 @@ from tangency.infinite.rules.spatial import grouped, one_axis
 from tangency.infinite.side import Side
 from tangency.infinite.values.aggregated import Aggregated
 from tangency.infinite.values.value import Value, to_positions
-from tangency.program.axes import Axis, resolve
+from tangency.program.axes import resolve
 
 __all__ = ["product"]
 
@@ -22,48 +22,46 @@ def product(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
     """`A @ u` or `u @ A` along positions, with A of data or constants."""
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
     if lowering.random(right):
-        return _sum(lowering, node, (right, left), (-2, -1), start, length)
-    return _sum(lowering, node, (left, right), (-1, -2), start, length)
+        return _sum(lowering, node, (right, left), -2, lowering.strand(right, start, length))
+    return _sum(lowering, node, (left, right), -1, lowering.strand(left, start, length))
 
 
 def _sum(
-    lowering: Lowering,
-    node: fx.Node,
-    operands: tuple[fx.Node, fx.Node],
-    dims: tuple[int, int],
-    start: int,
-    length: int,
+    lowering: Lowering, node: fx.Node, operands: tuple[fx.Node, fx.Node], inner: int, value: Value
 ) -> Value:
-    """The sum over dimension `dims[0]` of a random operand and `dims[1]` of a matrix."""
-    (source, matrix), (inner, outer) = operands, dims
+    """The sum over dimension `inner` of a random operand (of which `value` is a strand) and the
+    matching one of a matrix.
+    """
+    source, matrix = operands
     axes = lowering.program.axes
     old = one_axis(axes[source][inner])
     if old.kind == "width":
         raise lowering.unsupported(node, "sums over a width with fixed coefficients")
-    value = grouped(lowering.strand(source, start, length), axes[source][inner], old)
+    value = grouped(value, axes[source][inner], old)
     made = resolve(axes[node][inner])
     lead = tuple(a for d in axes[matrix][:-2] for a in resolve(d) if a.kind != "batch")
     extra = tuple(a for a in lead if a not in value.positions)
-    evaluate = _evaluated(lowering, matrix, outer, (made, lead), (old, (*made, *extra), value))
-    return Aggregated(value, (old,), (*made, *extra), evaluate)
+    made_and_old = (made, (old,)) if inner == -2 else ((old,), made)
+    have = (*lead, *made_and_old[0], *made_and_old[1])
+    new = (*made, *extra)
+    evaluate = _evaluated(lowering, matrix, have, (*new, *value.positions))
+    return Aggregated(value, (old,), new, evaluate)
 
 
 def _evaluated(
-    lowering: Lowering,
-    matrix: fx.Node,
-    outer: int,
-    axes: tuple[Positions, Positions],
-    target: tuple[Axis, Positions, Value],
+    lowering: Lowering, matrix: fx.Node, have: Positions, want: Positions
 ) -> Callable[[Side], Tensor]:
-    """The matrix as `(*new, *positions of the value, n)`; dimension `outer` is summed over."""
-    (made, lead), (old, new, value) = axes, target
+    """A matrix whose dimensions lie along `have` as `(*want, n)`; the batch comes first, if any.
+
+    Its last two dimensions are read by their place: they may be the same axis.
+    """
     shape = lowering.program.axes[matrix]
-    rows, columns = (resolve(shape[d]) for d in (-3 - outer, outer))
-    have = (*lead, *made, old)
+    batch = [d for d, dim in enumerate(shape) if any(a.kind == "batch" for a in resolve(dim))]
 
     def evaluate(side: Side) -> Tensor:
-        values = side.features(matrix, (*lead, *rows, *columns), ())[..., 0]
-        sizes = [axis.size for axis in have]
-        return to_positions(values.reshape(*sizes, side.count), have, (*new, *value.positions))
+        values = cast(Tensor, side.concrete(matrix)).double()
+        values = values.movedim(batch[0], -1) if batch else values[..., None]
+        values = values.reshape(*(axis.size for axis in have), values.shape[-1])
+        return to_positions(values, have, want).expand(*[-1] * len(want), side.count)
 
     return evaluate

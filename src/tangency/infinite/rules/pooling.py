@@ -18,14 +18,18 @@ from tangency.program.axes import shape_of
 from tangency.program.geometry import ADAPTIVE_POOLS, POOLS, UPSAMPLINGS, spatial_rank
 from tangency.program.operations import arguments
 
+IDLE = 2
+"""Size of the dimensions along which nothing happens. With 1, torch 2.13 resizes the other one
+wrongly where it antialiases."""
+
 _IDLE: dict[str, float] = {
     "kernel_size": 1,
     "stride": 1,
     "padding": 0,
-    "output_size": 1,
+    "output_size": IDLE,
     "scale_factors": 1.0,
 }
-"""Arguments, one per spatial dimension, with which an operation leaves a dimension of size one."""
+"""Arguments per spatial dimension that leave a dimension of size `IDLE` as it is."""
 
 _SCALES = {"scales_d": -3, "scales_h": -2, "scales_w": -1, "scales": -1}
 """Scale factors that are arguments of their own, and which dimension they are of."""
@@ -48,17 +52,20 @@ def resample(lowering: Lowering, node: fx.Node, start: int, length: int) -> Valu
 def resampling_matrix(node: fx.Node, rank: int, dim: int) -> Tensor:
     """What the node does along one of its `rank` spatial dimensions, `(new, old)`, float64.
 
-    The operation itself is applied to unit vectors that have size one along the other dimensions.
+    The operation itself is applied to unit vectors, constant along the other dimensions.
     """
     size = shape_of(cast(fx.Node, node.args[0]))[dim]
     shape = [1] * rank
     shape[dim] = size
+    whole = [IDLE] * rank
+    whole[dim] = size
     operation = cast(OpOverload, node.target)
     given = {name: _only(name, value, rank, dim) for name, value in arguments(node).items()}
     del given[operation._schema.arguments[0].name]
     units = torch.eye(size, dtype=torch.float64).reshape(size, 1, *shape)
-    mapped: Tensor = operation(units, **given)
-    return mapped.reshape(size, -1).T.contiguous()
+    mapped: Tensor = operation(units.expand(size, 1, *whole).contiguous(), **given)
+    first = mapped.movedim(dim, -1).reshape(size, -1, mapped.shape[dim])[:, 0]
+    return first.T.contiguous()
 
 
 def _only(name: str, value: Any, rank: int, dim: int) -> Any:
