@@ -99,7 +99,7 @@ def test_truncation_bounds_the_error() -> None:
     side = dual.moments(number(sd), number(sd))
     bound = float(dual.truncation(side) * (side["slope_energy_1"] + side["slope_energy_2"]))
     assert 1e-6 < bound < 1e-2
-    for versine in (0.0, 1e-4, 1e-2, 0.1, 0.7):
+    for versine in (0.0, 1e-2, 0.7):
         kappa, slope = integrated(torch.tanh, 2.0, 2.0, versine)
         found, *slopes = dual.pair(side, side, number(versine), number(versine))
         left_out = bound * (1 - versine) ** 96 + 1e-9

@@ -89,8 +89,8 @@ def smooth_dual(
     function: Callable[[Tensor, Tensor], Tensor], sds: tuple[Sds, Sds], rho: Sds
 ) -> Tensor:
     """(K, A1, A2) of an analytic function by the trapezoidal rule in four variables."""
-    z = torch.arange(-8.0, 8.01, 0.32, dtype=torch.float64)
-    w = 0.32 * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    z = torch.arange(-7.2, 7.21, 0.36, dtype=torch.float64)
+    w = 0.36 * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     n = len(z)
 
     def all_of(g1: Tensor, g2: Tensor) -> list[Tensor]:

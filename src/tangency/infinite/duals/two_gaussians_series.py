@@ -30,7 +30,7 @@ from tangency.infinite.duals.two_gaussians_pieces import in_pieces
 
 __all__ = ["SmoothOfTwo"]
 
-_DEGREES = (24, 48, 96)
+_DEGREES = (12, 24, 32, 48, 64, 80, 96)
 # Beyond this many standard deviations the density, times any polynomial growth, is rounding.
 _REACH = 9.5
 _FIRST_STEP, _LEAST_STEP = 0.32, 0.03
@@ -88,8 +88,9 @@ class SmoothOfTwo:
                     "functions that are smooth at the scale 1 have a rule; otherwise use "
                     'numerical="sample"'
                 )
+        sums, first, second = self._expand(sds, step, _DEGREES[-1])
         for degree in _DEGREES:
-            side = self._expand(sds, step, degree)
+            side = _side(sds, sums, _up_to(degree, first), _up_to(degree, second))
             if float(side["omitted"].detach().max()) <= _TOLERATED:
                 break
         at_rest = (sd1 == 0) & (sd2 == 0)
@@ -123,7 +124,8 @@ class SmoothOfTwo:
         error = relative((energies[0] - energies[1]).abs(), energies[1])
         return bool((error <= _RESOLVED).all())
 
-    def _expand(self, sds: Tensor, step: float, degree: int) -> dict[str, Tensor]:
+    def _expand(self, sds: Tensor, step: float, degree: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments of one function (9, S), and d^1, d^2 (D + 1, D + 1, S) of its derivatives."""
         z, weights = _rule(step, sds)
         hermite = _hermite_rows(z, degree + 1) * weights
         shape = sds.shape[1:]
@@ -144,9 +146,15 @@ class SmoothOfTwo:
             )
         # Dimensions (k, j, *S): the degree in z2 first, as pairs run through them.
         first, second = (torch.tensordot(hermite, torch.stack(row), dims=1) for row in rows)
-        degrees = torch.arange(degree + 1, device=sds.device)
-        kept = (degrees[:, None] + degrees <= degree).reshape(*first.shape[:2], *[1] * len(shape))
-        return _side(sds, sums, first * kept, second * kept)
+        return sums, first, second
+
+
+def _up_to(degree: int, coefficients: Tensor) -> Tensor:
+    """The coefficients (k, j, *S) of k, j <= degree, those of k + j > degree replaced by 0."""
+    part = coefficients[: degree + 1, : degree + 1]
+    degrees = torch.arange(degree + 1, device=part.device)
+    kept = degrees[:, None] + degrees <= degree
+    return part * kept.reshape(*part.shape[:2], *[1] * (part.ndim - 2))
 
 
 def _side(sds: Tensor, sums: Tensor, first: Tensor, second: Tensor) -> dict[str, Tensor]:
