@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm over the width: their statistics are deterministic in the limit."""
+"""LayerNorm and RMSNorm over the width, and perhaps over positions as well."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from tangency.infinite.entries import Entries, whole_parameter
-from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
-from tangency.infinite.side import Side
+from tangency.infinite.rules.standardization import Standardization
 from tangency.infinite.values.scaled import Scale, Scaled
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Coefficient, Sum, Term
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value
 from tangency.program.axes import Shape, resolve
 from tangency.program.operations import argument
 from tangency.program.sites import ParameterUse, Site
@@ -27,7 +26,7 @@ __all__ = ["affine_part", "scaled"]
 def layer_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """(u - E u) / sqrt(Var u + eps) * scale + shift (Ba et al. 2016)."""
     eps = cast(float, argument(node, 4, "eps", 1e-5))
-    normalized = _Normalization(lowering, node, eps, centre=True).strand(start, length)
+    normalized = _normalized(lowering, node, eps, start, length, centre=True)
     return _affine_part(lowering, node, normalized, start, length)
 
 
@@ -36,55 +35,27 @@ def rms_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Valu
     """u / sqrt(E u^2 + eps) * scale (Zhang and Sennrich 2019)."""
     eps = cast("float | None", argument(node, 3, "eps"))
     eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
-    normalized = _Normalization(lowering, node, eps, centre=False).strand(start, length)
+    normalized = _normalized(lowering, node, eps, start, length, centre=False)
     return _affine_part(lowering, node, normalized, start, length)
 
 
-class _Normalization:
-    """Division by a standard deviation taken over the whole width of a node."""
-
-    def __init__(self, lowering: Lowering, node: fx.Node, eps: float, *, centre: bool) -> None:
-        self.lowering = lowering
-        self.source = cast(fx.Node, node.args[0])
-        self.eps = eps
-        _check_width_only(lowering, node, self.source)
-        pieces = lowering.pieces(self.source, frozenset())
-        self.pieces = pieces
-        self.positions: Positions = max((v.positions for _, v in pieces), key=len)
-        self.centre = centre and not all(value.centred for _, value in pieces)
-
-    def strand(self, start: int, length: int) -> Value:
-        """The normalised value, before scale and shift."""
-        value = self.lowering.strand(self.source, start, length)
-        inverse = Coefficient(self._inverse_sd, self.positions)
-        terms = [Term(value, 1.0, (inverse,))]
-        if self.centre:
-            terms.append(Term(One(), -1.0, (inverse, Coefficient(self._mean, self.positions))))
-        return Sum(self.positions, terms)
-
-    def _average(self, side: Side, moments: Sequence[Tensor | None]) -> Tensor:
-        total = side.full(side.number(0.0), self.positions)
-        for (fraction, value), moment in zip(self.pieces, moments, strict=True):
-            if moment is not None:
-                total = total + fraction * to_positions(moment, value.positions, self.positions)
-        return total
-
-    def _mean(self, side: Side) -> Tensor:
-        return self._average(side, [side.mean(value) for _, value in self.pieces])
-
-    def _inverse_sd(self, side: Side) -> Tensor:
-        variance = self._average(side, [side.second_moment(value) for _, value in self.pieces])
-        if self.centre:
-            variance = (variance - self._mean(side).square()).clamp_min(0)
-        return (variance + self.eps).rsqrt()
-
-
-def _check_width_only(lowering: Lowering, node: fx.Node, source: fx.Node) -> None:
-    normalized = [axis for dim in _normalized_axes(lowering, node) for axis in resolve(dim)]
-    if any(axis.kind != "width" for axis in normalized):
-        raise lowering.unsupported(node, "normalises over positions too, or over data")
-    if set(lowering.program.atoms(source, "width")) - set(normalized):
-        raise lowering.unsupported(node, "normalises over a part of the width")
+def _normalized(
+    lowering: Lowering, node: fx.Node, eps: float, start: int, length: int, *, centre: bool
+) -> Value:
+    """A strand over the standard deviation of a whole width, and perhaps of positions."""
+    source = cast(fx.Node, node.args[0])
+    over = [axis for dim in _normalized_axes(lowering, node) for axis in resolve(dim)]
+    width = lowering.program.atoms(source, "width")
+    if set(width) - set(over) or not width:
+        raise lowering.unsupported(
+            node,
+            "normalises over positions of one channel, or a part of the width: these statistics "
+            "are random, however wide the layer is",
+        )
+    pieces = lowering.pieces(source, frozenset())
+    positions = tuple(axis for axis in over if axis.kind == "position")
+    standardize = Standardization(pieces, positions, eps, centre=centre)
+    return standardize(lowering.strand(source, start, length))
 
 
 def _normalized_axes(lowering: Lowering, node: fx.Node) -> Shape:
