@@ -10,7 +10,7 @@ from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.operations import c_type
 
 if TYPE_CHECKING:
-    from tangency.infinite.fused.source import Run
+    from tangency.infinite.fused.run import Run
 
 __all__ = ["Buffers"]
 
@@ -31,7 +31,7 @@ class Buffers:
     def __init__(self, run: Run) -> None:
         self._run = run
         reach = [n.window.taps * n.window.dilation + n.window.padding for n in run.windows]
-        self._guard = -(-max(reach, default=0) // 16) * 16
+        self.guard = -(-max(reach, default=0) // 16) * 16
         self._places: dict[Node, str] = {}
         self._counts = dict.fromkeys(_TYPES, 0)
         self._assign()
@@ -86,8 +86,8 @@ class Buffers:
         for dtype in _TYPES:
             kind, size = c_type(dtype), dtype.itemsize
             for place in range(self._counts[dtype]):
-                laid.append((kind, f"{kind[0]}{place}", position + self._guard * size))
-                position += _aligned((self._elements(dtype) + 2 * self._guard) * size)
+                laid.append((kind, f"{kind[0]}{place}", position + self.guard * size))
+                position += _aligned((self._elements(dtype) + 2 * self.guard) * size)
             laid.append((kind, self.zeros(dtype), position))
             position += _aligned(self._row() * size)
         for k, kind, channels, rows, columns, _ in self._right():
@@ -133,7 +133,7 @@ class Buffers:
             rows, columns = self._run.shape(self._run.level(node))
             kind = c_type(node.dtype)
             lines.append(
-                f"const {kind} *g{k} = (const {kind} *)dense[{k}] + s * {rows * columns}L;"
+                f"const {kind} *g{k} = (const {kind} *)dense[{self._run.blocks[k]}] + s * {rows * columns}L;"
             )
         return lines
 

@@ -41,6 +41,8 @@ class Kind:
     """Sum over the taps of `detail`, a `Window`."""
     REDUCE = "reduce"
     """Sum over the axes `detail.axes`, at equal positions or over all offsets."""
+    POOL = "pool"
+    """Sums over windows side by side, `detail`, a `Pooling`."""
 
     LEAVES = (LEFT, RIGHT, DATA, DENSE)
 
@@ -69,11 +71,12 @@ class Reduction:
 
     Attributes:
         axes: that are summed over, in order.
-        offsets: whether the sum is over all pairs of positions, or over equal positions only.
+        weights: if the sum is over all pairs of positions, the weights of the positions along each
+            axis; None if it is over equal positions only.
     """
 
     axes: tuple[Axis, ...]
-    offsets: bool
+    weights: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Cuts the graph of a network's output into runs of slices and a head without positions."""
+"""Cuts the graph of a network's output into chains of runs and a head without positions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 
 from tangency.infinite.fused.geometry import Geometry
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, deduplicated, each
+from tangency.infinite.fused.pooling import Pooling
+from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.fused.schedule import Schedule, schedule, whole
-from tangency.infinite.fused.source import Run
 from tangency.infinite.fused.trace import Tracer, multiple
+from tangency.program.axes import Axis
 
 __all__ = ["Head", "Plan", "plan"]
 
@@ -36,12 +38,12 @@ class Plan:
 
     Attributes:
         tracer: knows which axes are the same.
-        runs: runs of slices, each with the leaves of the head that it makes.
+        chains: give the sums over positions.
         head: the rest.
     """
 
     tracer: Tracer
-    runs: list[tuple[Run, list[Node]]]
+    chains: list[Chain]
     head: Head
 
 
@@ -51,14 +53,14 @@ def plan(tracer: Tracer, roots: tuple[Node, ...]) -> Plan:
     Raises:
         NotFusable: it is not local in the offset.
     """
-    merged = deduplicated(tuple(_operation(root) for root in roots))
-    cut, sums = _cut(merged)
+    cut, sums = _cut(deduplicated(tuple(_operation(root) for root in roots)), Kind.REDUCE)
     groups: dict[object, list[Node]] = {}
     for leaf in sums:
-        axes = tuple(tracer.representative(a) for a in leaf.detail.detail.axes)
-        groups.setdefault((axes, leaf.detail.detail.offsets), []).append(leaf)
-    runs = [(_run(tracer, leaves), leaves) for leaves in groups.values()]
-    return Plan(tracer, runs, _head(cut))
+        detail = leaf.detail.detail
+        axes = tuple(tracer.representative(a) for a in detail.axes)
+        groups.setdefault((axes, detail.weights), []).append(leaf)
+    chains = [_chain(tracer, leaves) for leaves in groups.values()]
+    return Plan(tracer, chains, _head(cut))
 
 
 def _operation(root: Node) -> Node:
@@ -66,32 +68,21 @@ def _operation(root: Node) -> Node:
     return root if root.kind == Kind.POINTWISE else multiple(root, 1.0, always=True)
 
 
-def _cut(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Node]]:
-    """The graph above the sums over positions, in which these are leaves."""
+def _cut(roots: tuple[Node, ...], kind: str) -> tuple[tuple[Node, ...], list[Node]]:
+    """The graph above the nodes of one kind, which become leaves that are in memory."""
     above: dict[Node, Node] = {}
-    sums: list[Node] = []
+    found: list[Node] = []
     for node in each(roots):
-        if node.kind == Kind.REDUCE and not node.axes:
-            above[node] = Node(Kind.DENSE, node.dtype, detail=node)
-            sums.append(above[node])
+        if node.kind == kind:
+            above[node] = Node(Kind.DENSE, node.dtype, node.axes, detail=node)
+            found.append(above[node])
         else:
             arguments = tuple(above[a] if isinstance(a, Node) else a for a in node.arguments)
-            above[node] = replace(node, arguments=arguments)
+            same = all(new is old for new, old in zip(arguments, node.arguments, strict=True))
+            above[node] = node if same else replace(node, arguments=arguments)
     cut = tuple(above[root] for root in roots)
     reached = set(each(cut))
-    return cut, [leaf for leaf in sums if leaf in reached]
-
-
-def _run(tracer: Tracer, leaves: list[Node]) -> Run:
-    reductions = [leaf.detail for leaf in leaves]
-    roots = tuple(dict.fromkeys(node.inputs[0] for node in reductions))
-    axes = reductions[0].detail.axes
-    if len(axes) > 2:
-        raise NotFusable("more than two position axes")
-    geometry = Geometry(tracer, roots, axes)
-    if any(node.kind == Kind.REDUCE for node in each(roots)):
-        raise NotFusable("a sum over some of the positions")
-    return Run(roots, geometry, geometry.least, schedule(roots, geometry))
+    return cut, [leaf for leaf in found if leaf in reached]
 
 
 def _head(roots: tuple[Node, ...]) -> Head:
@@ -102,3 +93,97 @@ def _head(roots: tuple[Node, ...]) -> Head:
     if any(node.dtype not in (torch.float32, torch.float64) for node in roots):
         raise NotFusable("a result of another type")
     return Head(roots, matrices, whole(roots))
+
+
+# -- chains ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """A run whose moduli are not known yet."""
+
+    pools: list[Node]
+    roots: tuple[Node, ...]
+    leaves: list[Node]
+    geometry: Geometry
+    inputs: list[_Draft]
+
+    def least(self) -> tuple[int, ...]:
+        """The least moduli with which this run and those before it fit on their tori."""
+        moduli = list(self.geometry.least)
+        for below in self.inputs:
+            pooling = below.pooling
+            for k, target in enumerate(pooling.targets):
+                extent = self.geometry.extent(target)
+                fine = below.least()[below.geometry.extent(pooling.axes[k]).slot]
+                needed = -(-fine // (pooling.widths[k] * extent.step))
+                moduli[extent.slot] = max(moduli[extent.slot], needed)
+        return tuple(moduli)
+
+    @property
+    def pooling(self) -> Pooling:
+        """The pooling that follows."""
+        pooling = self.pools[0].detail
+        assert isinstance(pooling, Pooling)
+        return pooling
+
+
+def _chain(tracer: Tracer, leaves: list[Node]) -> Chain:
+    roots = tuple(dict.fromkeys(leaf.detail.inputs[0] for leaf in leaves))
+    detail = leaves[0].detail.detail
+    draft = _draft(tracer, roots, detail.axes, [])
+    runs: list[Run] = []
+    pools: list[list[Node]] = []
+    _finish(draft, draft.least(), (), runs, pools)
+    given = [(leaf, roots.index(leaf.detail.inputs[0])) for leaf in leaves]
+    return Chain(runs, pools, detail.weights, given)
+
+
+def _draft(
+    tracer: Tracer, roots: tuple[Node, ...], order: tuple[Axis, ...], pools: list[Node]
+) -> _Draft:
+    if not 1 <= len(order) <= 2:
+        raise NotFusable("more than two position axes")
+    cut, leaves = _cut(roots, Kind.POOL)
+    if any(node.kind == Kind.REDUCE for node in each(cut)):
+        raise NotFusable("a sum over some of the positions")
+    geometry = Geometry(tracer, cut, order)
+    groups: dict[object, list[Node]] = {}
+    for leaf in leaves:
+        axes = tuple(tracer.representative(a) for a in leaf.detail.detail.targets)
+        groups.setdefault(axes, []).append(leaf)
+    inputs = []
+    for group in groups.values():
+        pooling = group[0].detail.detail
+        slots = [geometry.extent(a).slot for a in pooling.targets]
+        axes = tuple(pooling.axes[slots.index(slot)] for slot in range(geometry.rank))
+        below = tuple(leaf.detail.inputs[0] for leaf in group)
+        inputs.append(_draft(tracer, below, axes, [leaf.detail for leaf in group]))
+    return _Draft(pools, cut, leaves, geometry, inputs)
+
+
+def _finish(
+    draft: _Draft,
+    moduli: tuple[int, ...],
+    widths: tuple[int, ...],
+    runs: list[Run],
+    pools: list[list[Node]],
+) -> None:
+    """Append a draft's runs, those that it reads first."""
+    places: dict[Node, int] = {}
+    for below in draft.inputs:
+        pooling = below.pooling
+        order = [below.geometry.extent(a).slot for a in pooling.axes]
+        sizes, steps = [0] * len(order), [0] * len(order)
+        for k, target in enumerate(pooling.targets):
+            extent = draft.geometry.extent(target)
+            steps[order[k]] = pooling.widths[k]
+            sizes[order[k]] = pooling.widths[k] * extent.step * moduli[extent.slot]
+        _finish(below, tuple(sizes), tuple(steps), runs, pools)
+        places.update({pool: runs[-1].first + k for k, pool in enumerate(below.pools)})
+    planned = schedule(draft.roots, draft.geometry)
+    blocks = tuple(places[leaf.detail] for leaf in planned.dense)
+    first = sum(len(run.roots) for run in runs)
+    runs.append(Run(draft.roots, draft.geometry, moduli, planned, blocks, first, widths))
+    if widths:
+        pools.append(draft.pools)

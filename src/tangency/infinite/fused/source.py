@@ -8,83 +8,43 @@ that stay in the first-level cache, and adds up the results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.functions import Call, Functions, Piece
-from tangency.infinite.fused.geometry import Geometry, Level
+from tangency.infinite.fused.geometry import Level
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
 from tangency.infinite.fused.operations import c_type
-from tangency.infinite.fused.schedule import Gather, Loop, Schedule, Slide
+from tangency.infinite.fused.run import Run
+from tangency.infinite.fused.schedule import Gather, Loop, Slide
 
-__all__ = ["Run", "slices_source"]
+__all__ = ["RESULTS", "chain_source", "slices_source"]
 
 SIGNATURE = (
-    "void {name}(const void *const *left, const void *const *right, const void *const *tables,"
-    " char *scratch, const long *pairs, long count, long first, long last, double *out)"
+    "void {name}(const void *const *left, const void *const *right,"
+    " const void *const *tables, char *scratch, void *const *dense, long i, long j,"
+    " long first, long last, double *out)"
 )
+
+RESULTS = 5
+"""Number of the tables that every run has; two per window follow, then two for a pooling."""
 
 NEAR = 1e-2
 """Versines of data below this are computed from differences, as `input_angles` does."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of layers that is local in the offset.
-
-    Attributes:
-        roots: what is added up over positions: moments, NTKs.
-        geometry: of all axes.
-        moduli: of the offsets, one per slot (columns come last).
-        schedule: the steps of a slice.
-    """
-
-    roots: tuple[Node, ...]
-    geometry: Geometry
-    moduli: tuple[int, ...]
-    schedule: Schedule
-
-    def shape(self, level: Level) -> tuple[int, int]:
-        """Rows and columns of a slice's matrix at a level."""
-        sizes = (1, *(m * e.step for m, e in zip(self.moduli, level, strict=True)))
-        return sizes[-2], sizes[-1]
-
-    def steps(self, level: Level) -> tuple[int, int]:
-        """By how many rows and columns one more offset moves the right position."""
-        steps = (0, *(e.step for e in level))
-        return steps[-2], steps[-1]
-
-    def level(self, node: Node) -> Level:
-        """The level of a node that varies along all slots."""
-        level = self.geometry.level(node)
-        assert level is not None
-        return level
-
-    @property
-    def data(self) -> list[Node]:
-        """Leaves made of the data of both sides."""
-        return [step.node for step in self.schedule.steps if isinstance(step, Gather)]
-
-    @property
-    def windows(self) -> list[Node]:
-        """Sums over taps, in the order of the tables."""
-        return [step.node for step in self.schedule.steps if isinstance(step, Slide)]
-
-
 def slices_source(name: str, run: Run, functions: Functions) -> list[str | Call]:
-    """The function that computes the slices `first` to `last` of a list of pairs of examples.
+    """The function that computes the slices `first` to `last` of one pair of examples.
 
-    To `out`, one number per root and pair, it adds the sums over the positions of these slices.
+    It adds the sums over the positions of these slices to `out`, one number per root, or those
+    over windows to the blocks in memory.
     """
     writer = _Writer(run, functions)
     lines: list[str | Call] = [SIGNATURE.format(name=name), "{"]
     lines += writer.buffers.declarations()
     lines.append("const long rows = ((const long *)tables[0])[0];")
-    lines.append("for (long pair = 0; pair < count; pair++) {")
-    lines.append("const long i = pairs[2 * pair], j = pairs[2 * pair + 1];")
     lines += writer.left()
     lines += [
         "long seen = -1;",
@@ -95,7 +55,7 @@ def slices_source(name: str, run: Run, functions: Functions) -> list[str | Call]
     lines += writer.buffers.assembly()
     for step in run.schedule.steps:
         lines += writer.step(step)
-    return [*lines, *writer.sums(), "}", "}", "}"]
+    return [*lines, *(writer.pools() if run.widths else writer.sums()), "}", "}"]
 
 
 class _Writer:
@@ -200,7 +160,7 @@ class _Writer:
     def _slide(self, node: Node) -> list[str | Call]:
         source, _ = self.run.geometry.windowed(node.window)
         along_columns = source.slot == self.run.geometry.rank - 1
-        index = 5 + 2 * self.run.windows.index(node)
+        index = RESULTS + 2 * self.run.windows.index(node)
         piece = self._columns(node, index) if along_columns else self._rows(node, index)
         return [self.functions.add(piece)]
 
@@ -257,15 +217,81 @@ class _Writer:
         for k, root in enumerate(self.run.roots):
             kind = c_type(root.dtype)
             text = [
-                "double total = 0;",
                 f"for (long y = 0; y < {rows}; y++) if (p0[y] != 0) {{",
+                "double total = 0;",
                 "#pragma omp simd reduction(+:total)",
                 f"for (long c = 0; c < {columns}; c++) total += p1[c] * p2[y * {columns}L + c];",
+                "*p3 += p0[y] * total;",
                 "}",
-                "*p3 += total;",
             ]
             kinds = (*["const double *"] * 2, f"const {kind} *", "double *")
-            place = f"out + pair * {len(self.run.roots)} + {k}"
+            place = f"out + {k}"
             arguments = ("down_in", "across_in", self.buffers.name(root), place)
             lines.append(self.functions.add(Piece(kinds, "\n".join(text), arguments)))
         return lines
+
+    def pools(self) -> list[str | Call]:
+        """Add each root to the blocks of sums over windows.
+
+        In a window, phase r of the left position joins the coarse offset (r + offset) / width.
+        """
+        rows, columns = self.run.shape(self.run.result)
+        high, wide = self.run.windowed
+        tables = RESULTS + 2 * len(self.run.windows)
+        size = rows * columns // (high * wide)
+        lines: list[str | Call] = []
+        for k, root in enumerate(self.run.roots):
+            kind = c_type(root.dtype)
+            text = [
+                f"for (long y = 0; y < {rows}; y++) {{",
+                f"const int d = p0[y % {high}];",
+                "if (d < 0 || p2[y] == 0) continue;",
+                f"for (long r = 0; r < {wide}; r++) {{",
+                "const int a = p1[r];",
+                "if (a < 0) continue;",
+                f"const {kind} *restrict x = p4 + y * {columns}L + r;",
+                f"{kind} *restrict z = p5 + (a * p6 + d) * {size}L"
+                f" + y / {high} * {columns // wide}L;",
+                "#pragma GCC ivdep",
+                f"for (long c = 0; c < {columns // wide}; c++)"
+                f" z[c] += {'' if kind == 'double' else '(float)'}p3[c * {wide} + r]"
+                f" * x[c * {wide}];",
+                "}",
+                "}",
+            ]
+            kinds = ("const int *", "const int *", "const double *", "const double *")
+            kinds += (f"const {kind} *", f"{kind} *", "long")
+            arguments = (
+                f"(const int *)tables[{tables}] + down * {high}L",
+                f"(const int *)tables[{tables + 1}] + at * {wide}L",
+                f"(const double *)tables[3] + down * {rows}L",
+                f"(const double *)tables[4] + at * {columns}L",
+                self.buffers.name(root),
+                f"({kind} *)dense[{self.run.first + k}]",
+                "((const long *)tables[0])[1]",
+            )
+            lines.append(self.functions.add(Piece(kinds, "\n".join(text), arguments)))
+        return lines
+
+
+def chain_source(name: str, runs: Sequence[Run]) -> str:
+    """The function that computes a list of pairs of examples, run after run.
+
+    To `out` it adds the last run's sums, one number per root and pair. `bytes` are the sizes of
+    the blocks, `counts` the numbers of slices.
+    """
+    lines = [
+        f"void {name}(const void *const *const *left, const void *const *const *right,"
+        " const void *const *const *tables, char *const *scratch, void *const *dense,"
+        " const long *bytes, const long *counts, const long *pairs, long count, double *out)",
+        "{",
+        "for (long pair = 0; pair < count; pair++) {",
+    ]
+    for k, run in enumerate(runs):
+        for root in range(len(run.roots) if run.widths else 0):
+            lines.append(f"memset(dense[{run.first + root}], 0, bytes[{run.first + root}]);")
+        lines.append(
+            f"{name}_{k}(left[{k}], right[{k}], tables[{k}], scratch[{k}], dense, pairs[2 * pair],"
+            f" pairs[2 * pair + 1], 0, counts[{k}], out + pair * {len(runs[-1].roots)});"
+        )
+    return "\n".join([*lines, "}", "}"])

@@ -12,23 +12,24 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable
+from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable, Reduction, each
+from tangency.infinite.fused.pooling import Map, mapping
 from tangency.infinite.fused.trace import (
     EXAMPLES,
     Label,
     Traced,
     Tracer,
     multiple,
-    reduction,
     traced,
 )
-from tangency.infinite.layout import Layout, Moments, Ties, Which
+from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.side import DATA, Side
+from tangency.infinite.values.composite import Composite
 from tangency.infinite.values.concrete import Concrete
-from tangency.infinite.values.position import Average
+from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
-from tangency.program.axes import Axis, size_of
+from tangency.program.axes import Axis
 
 __all__ = ["SymbolicPairs", "traced_output"]
 
@@ -43,49 +44,57 @@ def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tup
         raise NotFusable("an output with positions")
     if rows.smooth or columns.smooth:
         raise NotFusable("derivatives of the kernel")
+    tracer, roots = _traced(output, rows, columns, moments=False)
+    if any(node.kind in (Kind.WINDOW, Kind.POOL) for node in each(roots)):
+        return _traced(output, rows, columns, moments=True)
+    return tracer, roots
+
+
+def _traced(
+    output: Value, rows: Side, columns: Side, *, moments: bool
+) -> tuple[Tracer, tuple[Node, ...]]:
+    """With `moments`, affine maps act on float64 moments, as convolutions do.
+
+    That needs fewer quantities per position than the versines of all terms.
+    """
     tracer = Tracer()
     pairs = SymbolicPairs(rows, columns, tracer)
-    layout = Layout((), ())
-    block = pairs.block(output, output, layout.ties)
-    if block is None:
+    pairs.smooth = moments
+    found = pairs.of_sum(output) if moments else pairs.of_block(output)
+    if found is None:
         raise NotFusable("an output without randomness")
-    moment = pairs.moment(output, output, block, layout)
-    roots = [moment] if block.ntk is None else [moment, block.ntk]
+    roots = [root for root in found if root is not None]
     if not all(isinstance(root, Traced) for root in roots):
         raise NotFusable("an output that does not depend on the data")
     return tracer, tuple(cast(Traced, root).node for root in roots)
 
 
 class _SymbolicSide:
-    """The quantities of one side as leaves."""
+    """The quantities of one side as leaves, which are computed only if the result needs them."""
 
     def __init__(self, side: Side, kind: str, tracer: Tracer) -> None:
         self.side = side
-        self.smooth = side.smooth
+        self.smooth = False
         self.kind = kind
         self.tracer = tracer
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
-        real = self.side.quantity(value, name, *args, wide=wide)
         if name in DATA:
-            return real
-        return self._leaf((value, name, args, wide), real)
+            return self.side.quantity(value, name, *args, wide=wide)
+        return self._leaf((value, name, args, wide), torch.float64 if wide else self.side.dtype)
 
-    def _leaf(self, detail: Hashable, real: Tensor) -> Traced:
-        if real.requires_grad:
-            raise NotFusable("a quantity with a gradient")
-        count = EXAMPLES[0] if self.kind == Kind.LEFT else EXAMPLES[1]
-        value = real[..., :1].expand(*real.shape[:-1], count)
-        return self.tracer.leaf(self.kind, detail, value, (None,) * real.dim())
+    def _leaf(self, detail: Hashable, dtype: torch.dtype) -> Traced:
+        return self.tracer.leaf(self.kind, detail, torch.zeros(0, dtype=dtype), (None,))
 
     def mean(self, value: Value) -> Tensor | None:
-        real = self.side.mean(value)
-        return None if real is None else self._leaf((value, "mean", (), True), real)
+        if self.side.mean(value) is None:
+            return None
+        return self._leaf((value, "mean", (), True), torch.float64)
 
     def names(self, value: Value, table: str) -> tuple[str, ...]:
-        if table == "expansion":
+        if not isinstance(value, Composite) or table != "closed_form" or value.dual is None:
             raise NotFusable("a numerical dual")
-        return self.side.names(value, table)
+        return tuple(value.dual.moments(torch.ones(1, dtype=torch.float64)))
 
     def number(self, number: float, *, wide: bool = False) -> Tensor:
         return self.side.number(number, wide=wide)
@@ -108,6 +117,7 @@ class SymbolicPairs(Pairs):
         if self._mirror is None:
             mirror = SymbolicPairs(*self._sides, self._tracer)
             mirror.rows, mirror.columns = self.rows, self.columns
+            mirror.smooth = self.smooth
             mirror.flipped, mirror._mirror = not self.flipped, self
             self._mirror = mirror
         return self._mirror
@@ -115,14 +125,29 @@ class SymbolicPairs(Pairs):
     def _spread(self, values: Tensor, which: Which, layout: Layout) -> Tensor:
         """Here it is known along which axes a quantity varies."""
         assert isinstance(values, Traced)
-        axes = [a if a.size > 1 else None for a in layout.positions(which)]
-        if len(axes) != values.dim() - 1:
-            raise NotFusable("a quantity with several numbers per position")
-        _lay_out(values.node, tuple(axes))
-        batch = "n1" if self._on_rows(which) else "n2"
+        positions = layout.positions(which)
+        axes = tuple(a if a.size > 1 else None for a in positions)
+        _lay_out(values.node, axes)
+        on_rows = self._on_rows(which)
+        count, batch = (EXAMPLES[0], "n1") if on_rows else (EXAMPLES[1], "n2")
+        value = values.value.new_full((*(a.size for a in positions), count), 0.5)
         labels: tuple[Label, ...] = (*axes, batch)
-        labelled = traced(values.value, values.node, labels, self._tracer)
-        return super()._spread(labelled, which, layout)
+        return super()._spread(traced(value, values.node, labels, self._tracer), which, layout)
+
+    def quantity(
+        self,
+        which: Which,
+        value: Value,
+        name: str,
+        *args: Hashable,
+        layout: Layout,
+        wide: bool = False,
+    ) -> Tensor:
+        if name == "amplitude" and isinstance(value, Sum):
+            term = value.terms[cast(int, args[0])]
+            if not term.coefficients:  # the same number everywhere
+                return self.number(term.number, layout, wide=wide)
+        return super().quantity(which, value, name, *args, layout=layout, wide=wide)
 
     def products(self, u: Concrete, v: Concrete, layout: Layout) -> Tensor:
         if self.flipped:
@@ -147,32 +172,97 @@ class SymbolicPairs(Pairs):
         value = torch.full((*(a.size for a in layout.left), *EXAMPLES), 0.5, dtype=dtype)
         return self._tracer.leaf(Kind.DATA, detail, value, (*layout.left, "n1", "n2"))
 
-    def moments(self, u: Value, v: Value, ties: Ties) -> Moments | None:
-        if not self.flipped and isinstance(u, Average) and isinstance(v, Average):
-            return self._averaged(u, v)
-        return super().moments(u, v, ties)
+    # -- maps over positions -------------------------------------------------------------------
 
-    def _averaged(self, u: Average, v: Average) -> Moments | None:
-        """Means over all pairs of positions."""
-        mine, yours = u.source.positions, v.source.positions
-        if u.positions or v.positions or [a.size for a in mine] != [b.size for b in yours]:
-            raise NotFusable("an average over some of the positions")
-        ties = frozenset(zip(mine, yours, strict=True))
-        moments = self.moments(u.source, v.source, ties)
+    def block(self, u: Value, v: Value, ties: Ties) -> Block | None:
+        if self.flipped or _both_mapped(u, v) is None:
+            return super().block(u, v, ties)
+        return self.from_moments(u, v, Layout(u.positions, v.positions, ties))
+
+    def moments(self, u: Value, v: Value, ties: Ties) -> Moments | None:
+        maps = None if self.flipped else _both_mapped(u, v)
+        if maps is None:
+            return super().moments(u, v, ties)
+        return self._mapped(*maps, Layout(u.positions, v.positions, ties))
+
+    def _mapped(self, mine: Map, yours: Map, layout: Layout) -> Moments | None:
+        """Sums over pairs of positions, from the covariance at equal positions."""
+        left, right = mine.source.positions, yours.source.positions
+        ties = frozenset(zip(left, right, strict=True))
+        moments = self.moments(mine.source, yours.source, ties)
         if moments is None:
             return None
-        ntk = moments.ntk
-        return Moments(
-            self._sum(moments.moment, mine), None if ntk is None else self._sum(ntk, mine)
-        )
+        if layout.free_right:
+            raise NotFusable("a pooled value at unequal positions")
+        for a, b in layout.ties:
+            self._tracer.identify(a, b)
+        summed = [None if x is None else self._summed(x, mine, layout) for x in moments]
+        assert summed[0] is not None
+        return Moments(summed[0], summed[1])
 
-    def _sum(self, values: Tensor, axes: tuple[Axis, ...]) -> Traced:
+    def _summed(self, values: Tensor, mapped: Map, layout: Layout) -> Traced:
         if not isinstance(values, Traced):
             raise NotFusable("a covariance that does not depend on the data")
-        node = reduction(values.node, axes, self._tracer, offsets=True)
-        node = multiple(node, 1 / size_of(axes) ** 2)
-        value = torch.ones(EXAMPLES, dtype=values.dtype)
-        return traced(value, node, ("n1", "n2"), self._tracer)
+        source, weights, factor = mapped.source.positions, mapped.weights, 1.0
+        if weights is not None:
+            detail: object = Reduction(source, weights)
+            node = Node(Kind.REDUCE, values.dtype, frozenset(), (values.node,), detail=detail)
+        else:
+            pooling, factor = mapped.pooling()
+            axes = frozenset(pooling.targets)
+            node = Node(Kind.POOL, values.dtype, axes, (values.node,), detail=pooling)
+        value = torch.full((*(a.size for a in layout.left), *EXAMPLES), 0.5, dtype=values.dtype)
+        labels: tuple[Label, ...] = (*layout.left, "n1", "n2")
+        return traced(value, multiple(node, factor), labels, self._tracer)
+
+    # -- the output ----------------------------------------------------------------------------
+
+    def of_block(self, output: Value) -> tuple[Tensor | None, Tensor | None] | None:
+        """NNGP and NTK of an output by its versine."""
+        layout = Layout((), ())
+        block = self.block(output, output, layout.ties)
+        if block is None:
+            return None
+        return self.moment(output, output, block, layout), block.ntk
+
+    def of_sum(self, output: Value) -> tuple[Tensor | None, Tensor | None] | None:
+        """NNGP and NTK of an output by the moments of its terms."""
+        terms = output.terms if isinstance(output, Sum) else (Term(output),)
+        layout = Layout((), ())
+        nngp: Tensor | None = None
+        ntk: Tensor | None = None
+        for i, u in enumerate(terms):
+            for j, v in enumerate(terms):
+                moments = self.moments(u.value, v.value, layout.ties)
+                if moments is None:
+                    continue
+                a, b = self._amplitude("left", output, i), self._amplitude("right", output, j)
+                factor = a * b
+                part = factor * moments.moment
+                nngp = part if nngp is None else nngp + part
+                if moments.ntk is not None:
+                    own = factor.to(self.dtype) * moments.ntk
+                    ntk = own if ntk is None else ntk + own
+        return None if nngp is None else (nngp.to(self.dtype), ntk)
+
+    def _amplitude(self, which: Which, output: Value, index: int) -> Tensor:
+        layout = Layout((), ())
+        if not isinstance(output, Sum):
+            return self.number(1.0, layout, wide=True)
+        return self.quantity(which, output, "amplitude", index, layout=layout, wide=True)
+
+
+def _both_mapped(u: Value, v: Value) -> tuple[Map, Map] | None:
+    """Two values that are equal maps over positions of others."""
+    mine, yours = mapping(u), mapping(v)
+    if mine is None and yours is None:
+        return None
+    if mine is None or yours is None:
+        raise NotFusable("a pooled value with one that is not")
+    sizes = [[m.shape for m in one.matrices] for one in (mine, yours)]
+    if sizes[0] != sizes[1] or not all(map(torch.equal, mine.matrices, yours.matrices)):
+        raise NotFusable("values that are pooled in different ways")
+    return mine, yours
 
 
 def _lay_out(node: Node, axes: tuple[Axis | None, ...]) -> None:

@@ -1,53 +1,151 @@
-"""What depends on the offset alone: offsets, existing positions, taps inside both images."""
+"""What depends on the offsets alone: which there are, existing positions, taps inside both images."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tangency.infinite.fused.geometry import Extent, inside, reached
-from tangency.infinite.fused.source import Run
+from tangency.infinite.fused.run import Chain, Run
 
-__all__ = ["offsets", "tables"]
+__all__ = ["Sweep", "sweeps"]
 
 _ONE = Extent(0, 1, 1)
 """Stands for the rows of a run that has columns only."""
 
-
-def offsets(run: Run, *, everywhere: bool) -> tuple[list[int], list[int]]:
-    """Offsets of rows and of columns at which positions exist, or offset zero alone."""
-    if not everywhere:
-        return [0], [0]
-    level = run.level(run.roots[0])
-    found = [
-        [d for d in range(m) if bool(inside(e, m, d).any())]
-        for m, e in zip(run.moduli, level, strict=True)
-    ]
-    down, across = ([0], *found)[-2:] if found else ([0], [0])
-    return down, across
+Table = NDArray[np.generic]
 
 
-def tables(run: Run, down: list[int], across: list[int]) -> list[NDArray[np.generic]]:
-    """The tables that the generated code reads, in its order."""
-    level = run.level(run.roots[0])
-    rows, columns = (_ONE, *level)[-2:]
+@dataclass(frozen=True)
+class Sweep:
+    """The offsets of a run's slices, and the tables that the generated code reads.
+
+    Attributes:
+        down, across: offsets of rows and columns; slices are numbered rows first.
+        tables: in the order of the generated code.
+    """
+
+    down: list[int]
+    across: list[int]
+    tables: list[Table]
+
+    @property
+    def count(self) -> int:
+        """Number of slices."""
+        return len(self.down) * len(self.across)
+
+
+def sweeps(chain: Chain, last: int, *, everywhere: bool) -> list[Sweep]:
+    """The sweeps of a chain's runs 0 to `last`.
+
+    Args:
+        everywhere: whether the result of run `last` is wanted at all offsets, or, summed over
+            windows where it is pooled, at equal positions only.
+    """
+    found: dict[int, Sweep] = {}
+    for k in range(last, -1, -1):
+        run = chain.runs[k]
+        if k < last:
+            reader, level = chain.reader(k)
+            above, steps = found[reader], chain.runs[reader].steps(level)
+        elif everywhere:
+            found[k] = _sweep(run, *_existing(run), _weights(chain, run), [])
+            continue
+        else:
+            above, steps = Sweep([0], [0], []), (1, 1)
+            if not run.widths:
+                found[k] = _sweep(run, [0], [0], _weights(chain, run), [])
+                continue
+        found[k] = _pooled_sweep(run, above, steps)
+    return [found[k] for k in range(last + 1)]
+
+
+def _existing(run: Run) -> tuple[list[int], list[int]]:
+    """All offsets at which positions exist."""
+    pairs = zip(run.moduli, run.result, strict=True)
+    found = [[d for d in range(m) if bool(inside(e, m, d).any())] for m, e in pairs]
+    return ([0], *found)[-2], found[-1]
+
+
+def _weights(chain: Chain, run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights of the rows and columns of a sum over positions, zero outside."""
+    weights = chain.weights
+    found = [np.ones(1)]
+    for k, (modulus, extent) in enumerate(zip(run.moduli, run.result, strict=True)):
+        padded = np.zeros(modulus * extent.step)
+        padded[: extent.size] = 1.0 if weights is None else weights[k]
+        found.append(padded)
+    return found[-2], found[-1]
+
+
+def _pooled_sweep(run: Run, above: Sweep, steps: tuple[int, int]) -> Sweep:
+    """The offsets that windows at the offsets of `above` are made of."""
+    high, wide = run.windowed
     row_modulus, column_modulus = (1, *run.moduli)[-2:]
-    found: list[NDArray[np.generic]] = [
-        np.array([len(down)], dtype=np.int64),
+    coarse = row_modulus // high, column_modulus // wide
+    down, rows = _fine(above.down, steps[0], coarse[0], high)
+    across, columns = _fine(above.across, steps[1], coarse[1], wide)
+    extents = (_ONE, *run.result)[-2:]
+    kept = [
+        (np.arange(m) < e.size // w * w).astype(float)
+        for m, e, w in zip((row_modulus, column_modulus), extents, (high, wide), strict=True)
+    ]
+    lookups = [rows, columns, np.array([len(above.down)])]
+    return _sweep(run, down, across, (kept[0], kept[1]), lookups)
+
+
+def _fine(
+    coarse: Sequence[int], step: int, modulus: int, width: int
+) -> tuple[list[int], NDArray[np.int32]]:
+    """Offsets between positions in windows that are `coarse * step` apart.
+
+    Also, for each and for each phase of the left position, the index of the coarse offset.
+    """
+    index = {offset * step % modulus: k for k, offset in enumerate(coarse)}
+    whole = modulus * width
+    reach = range(1 - width, width)
+    offsets = sorted({(d * width + r) % whole for d in index for r in reach})
+    phases = np.arange(width)
+    targets = [(phases + d) // width % modulus for d in offsets]
+    found = [[index.get(int(target), -1) for target in row] for row in targets]
+    return offsets, np.array(found, dtype=np.int32)
+
+
+def _sweep(
+    run: Run,
+    down: list[int],
+    across: list[int],
+    weights: tuple[NDArray[np.float64], NDArray[np.float64]],
+    lookups: list[NDArray[np.generic]],
+) -> Sweep:
+    rows, columns = (_ONE, *run.result)[-2:]
+    moduli = (1, *run.moduli)[-2:]
+    coarse = int(lookups[2][0]) if lookups else 0
+    found: list[Table] = [
+        np.array([len(down), coarse], dtype=np.int64),
         np.array(across, dtype=np.int64),
         np.array(down, dtype=np.int64),
-        np.stack([inside(rows, row_modulus, d) for d in down]).astype(np.float64),
-        np.stack([inside(columns, column_modulus, d) for d in across]).astype(np.float64),
+        np.stack([_weighted(rows, moduli[0], d, weights[0]) for d in down]),
+        np.stack([_weighted(columns, moduli[1], d, weights[1]) for d in across]),
     ]
     pairs = (_window(run, index, down, across) for index in range(len(run.windows)))
-    return [*found, *itertools.chain.from_iterable(pairs)]
+    return Sweep(down, across, [*found, *itertools.chain.from_iterable(pairs), *lookups[:2]])
 
 
-def _window(
-    run: Run, index: int, down: list[int], across: list[int]
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _weighted(
+    extent: Extent, modulus: int, offset: int, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Products of the weights of the left and the right position where both exist."""
+    moved = np.roll(weights, -offset * extent.step)
+    product: NDArray[np.float64] = weights * moved * inside(extent, modulus, offset)
+    return product
+
+
+def _window(run: Run, index: int, down: list[int], across: list[int]) -> tuple[Table, Table]:
     """Factors of a column window's taps in both types; the rows that a row window's taps read."""
     window = run.windows[index].window
     source, target = run.geometry.windowed(window)

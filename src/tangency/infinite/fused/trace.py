@@ -208,23 +208,23 @@ def _reduced(
     count = math.prod(tensor.shape[d] for d in dims)
     repeated = count // math.prod(a.size for a in axes)
     factor = 1 / count if name == "mean" else 1.0
-    node = reduction(tensor.node, axes, tensor.tracer, offsets=False)
+    node = reduction(tensor.node, axes, tensor.tracer)
     kept: list[Label] = [None if d in dims else a for d, a in enumerate(tensor.labels)]
     labels = kept if keepdim else [a for d, a in enumerate(tensor.labels) if d not in dims]
     node = multiple(node, repeated * factor)
     return traced(result, node, tuple(labels), tensor.tracer)
 
 
-def reduction(node: Node, axes: tuple[Axis, ...], tracer: Tracer, *, offsets: bool) -> Node:
-    """The sum of a node over `axes`; sums of sums at equal positions are one."""
+def reduction(node: Node, axes: tuple[Axis, ...], tracer: Tracer) -> Node:
+    """The sum of a node over `axes` at equal positions; sums of sums are one."""
     if not axes:
         return node
-    if node.kind == Kind.REDUCE and not offsets and not node.detail.offsets:
+    if node.kind == Kind.REDUCE and node.detail.weights is None:
         axes = (*node.detail.axes, *axes)
         node = node.arguments[0]
     gone = {tracer.representative(a) for a in axes}
     kept = frozenset(a for a in node.axes if tracer.representative(a) not in gone)
-    return Node(Kind.REDUCE, node.dtype, kept, (node,), detail=Reduction(axes, offsets))
+    return Node(Kind.REDUCE, node.dtype, kept, (node,), detail=Reduction(axes))
 
 
 def multiple(node: Node, factor: float, *, always: bool = False) -> Node:

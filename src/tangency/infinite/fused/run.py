@@ -1,0 +1,106 @@
+"""Runs of layers that are local in the offset, and chains of runs joined by pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tangency.infinite.fused.geometry import Geometry, Level
+from tangency.infinite.fused.graph import Node
+from tangency.infinite.fused.pooling import Pooling
+from tangency.infinite.fused.schedule import Gather, Schedule, Slide
+
+__all__ = ["Chain", "Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of layers that is local in the offset.
+
+    Attributes:
+        roots: what the slices give: moments, NTKs.
+        geometry: of all axes.
+        moduli: of the offsets, one per slot (columns come last).
+        schedule: the steps of a slice.
+        blocks: for each leaf in memory, the number of the block.
+        first: number of the first block that the run makes, one per root.
+        widths: of the windows, per slot, that its results are summed over; empty for the last run
+            of a chain, whose results are summed over all positions.
+    """
+
+    roots: tuple[Node, ...]
+    geometry: Geometry
+    moduli: tuple[int, ...]
+    schedule: Schedule
+    blocks: tuple[int, ...] = ()
+    first: int = 0
+    widths: tuple[int, ...] = ()
+
+    def shape(self, level: Level) -> tuple[int, int]:
+        """Rows and columns of a slice's matrix at a level."""
+        sizes = (1, *(m * e.step for m, e in zip(self.moduli, level, strict=True)))
+        return sizes[-2], sizes[-1]
+
+    def steps(self, level: Level) -> tuple[int, int]:
+        """By how many rows and columns one more offset moves the right position."""
+        steps = (0, *(e.step for e in level))
+        return steps[-2], steps[-1]
+
+    def level(self, node: Node) -> Level:
+        """The level of a node that varies along all slots."""
+        level = self.geometry.level(node)
+        assert level is not None
+        return level
+
+    @property
+    def result(self) -> Level:
+        """The level of the roots."""
+        return self.level(self.roots[0])
+
+    @property
+    def windowed(self) -> tuple[int, int]:
+        """Rows and columns of a window that the results are summed over."""
+        widths = (1, *self.widths)
+        return widths[-2], widths[-1]
+
+    @property
+    def data(self) -> list[Node]:
+        """Leaves made of the data of both sides."""
+        return [step.node for step in self.schedule.steps if isinstance(step, Gather)]
+
+    @property
+    def windows(self) -> list[Node]:
+        """Sums over taps, in the order of the tables."""
+        return [step.node for step in self.schedule.steps if isinstance(step, Slide)]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Runs that lead to sums over positions, each after those whose blocks it reads.
+
+    Attributes:
+        runs: in order; the last one's results are summed over all positions.
+        pools: the sums over windows that each run but the last makes, one per root.
+        weights: of the positions along each axis, or None for a sum over equal positions.
+        leaves: of the head, that this chain gives, by the index of their root in the last run.
+    """
+
+    runs: list[Run]
+    pools: list[list[Node]]
+    weights: tuple[tuple[float, ...], ...] | None
+    leaves: list[tuple[Node, int]]
+
+    def pooling(self, index: int) -> Pooling:
+        """The pooling that follows on a run."""
+        pooling = self.pools[index][0].detail
+        assert isinstance(pooling, Pooling)
+        return pooling
+
+    def reader(self, index: int) -> tuple[int, Level]:
+        """The run that reads the blocks of a run, and the level at which it does."""
+        first = self.runs[index].first
+        last = first + len(self.runs[index].roots)
+        for k, run in enumerate(self.runs):
+            for block, leaf in zip(run.blocks, run.schedule.dense, strict=True):
+                if first <= block < last:
+                    return k, run.level(leaf)
+        raise AssertionError("a block that nobody reads")

@@ -1,0 +1,189 @@
+"""Runs a chain on two data sets: which thread computes which pairs and slices."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangency.infinite.fused.arrays import SideArrays
+from tangency.infinite.fused.buffers import Buffers
+from tangency.infinite.fused.graph import Kind
+from tangency.infinite.fused.memory import Pointers, address, integer, pointers, table, zeros
+from tangency.infinite.fused.run import Chain, Run
+from tangency.infinite.fused.tables import Sweep, sweeps
+from tangency.infinite.side import Side
+
+__all__ = ["Runner"]
+
+TASKS = 8
+"""Pieces of work per thread, so that the threads end together."""
+
+Pairs = NDArray[np.int64]
+Sums = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads of two sides."""
+
+    left: list[Tensor]
+    right: list[Tensor]
+
+
+class Runner:
+    """One chain.
+
+    Args:
+        library: the compiled code.
+        name: of the chain in it.
+    """
+
+    def __init__(self, library: ctypes.CDLL, name: str, chain: Chain) -> None:
+        self._library = library
+        self._name = name
+        self._chain = chain
+        self._scratch = [Buffers(run).bytes for run in chain.runs]
+        self._guard = max(Buffers(run).guard for run in chain.runs) * 8
+
+    def inputs(self, index: int, rows: Side, columns: Side) -> _Inputs:
+        """The quantities of single examples that a run reads."""
+        run = self._chain.runs[index]
+        return _Inputs(_quantities(run, rows, Kind.LEFT), _quantities(run, columns, Kind.RIGHT))
+
+    def sums(self, pairs: Pairs, inputs: list[_Inputs], pool: ThreadPoolExecutor) -> Sums:
+        """The last run's sums over positions of each pair of examples, `(pairs, roots)`."""
+        everywhere = self._chain.weights is not None
+        swept = sweeps(self._chain, len(self._chain.runs) - 1, everywhere=everywhere)
+        threads = torch.get_num_threads()
+        if len(pairs) >= TASKS * threads:
+            return self._by_pairs(pairs, inputs, swept, pool)
+        found = [self._one(pair, inputs, swept, pool)[0] for pair in pairs]
+        return np.stack(found)
+
+    def diagonal(
+        self, index: int, count: int, inputs: list[_Inputs], pool: ThreadPoolExecutor
+    ) -> NDArray[np.generic]:
+        """The sums over windows of a run's first root, of each example with itself at equal
+        positions, `(examples, rows, columns)`.
+        """
+        swept = sweeps(self._chain, index, everywhere=False)
+        run = self._chain.runs[index]
+        rows, columns = run.shape(run.result)
+        high, wide = run.windowed
+        shape = rows // high, columns // wide
+        found = []
+        for i in range(count):
+            _, dense = self._one(np.array([i, i]), inputs, swept, pool)
+            found.append(dense[run.first].view(np.float64).reshape(shape).copy())
+        return np.stack(found)
+
+    # -- many pairs ----------------------------------------------------------------------------
+
+    def _by_pairs(
+        self, pairs: Pairs, inputs: list[_Inputs], swept: list[Sweep], pool: ThreadPoolExecutor
+    ) -> Sums:
+        """Each thread takes some pairs through all runs."""
+        total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
+        left = [pointers(i.left) for i in inputs]
+        right = [pointers(i.right) for i in inputs]
+        tables = [table(s.tables) for s in swept]
+        counts = np.array([s.count for s in swept], dtype=np.int64)
+        sizes = np.array(self._sizes(swept), dtype=np.int64)
+        function = getattr(self._library, self._name)
+
+        def part(first: int, last: int) -> None:
+            scratch = [zeros(size) for size in self._scratch]
+            dense = [zeros(int(size), self._guard) for size in sizes]
+            chosen = np.ascontiguousarray(pairs[first:last])
+            sums = total[first:last]
+            function(
+                *(table(group) for group in (left, right, tables, scratch, dense)),
+                *(address(array) for array in (sizes, counts, chosen)),
+                integer(last - first),
+                address(sums),
+            )
+
+        pieces = TASKS * torch.get_num_threads()
+        cuts = [k * len(pairs) // pieces for k in range(pieces + 1)]
+        jobs = [pool.submit(part, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        for job in jobs:
+            job.result()
+        return total
+
+    # -- one pair ------------------------------------------------------------------------------
+
+    def _one(
+        self,
+        pair: NDArray[np.int64],
+        inputs: list[_Inputs],
+        swept: list[Sweep],
+        pool: ThreadPoolExecutor,
+    ) -> tuple[Sums, list[NDArray[np.uint8]]]:
+        """All threads take slices of one run after the other."""
+        dense = [zeros(size, self._guard) for size in self._sizes(swept)]
+        sums = np.zeros(len(self._chain.runs[-1].roots))
+        for k, sweep in enumerate(swept):
+            run = self._chain.runs[k]
+            call = self._call(k, pair, inputs[k], sweep)
+            pieces = max(1, min(TASKS * torch.get_num_threads(), len(sweep.across)))
+            if run.widths:
+                pieces = min(pieces, torch.get_num_threads())  # each has blocks of its own
+            own = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
+            cuts = [p * len(sweep.across) // pieces * len(sweep.down) for p in range(pieces + 1)]
+            jobs = [
+                pool.submit(call, dense, own, a, b)
+                for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            ]
+            for job in jobs:
+                part, made = job.result()
+                if not run.widths:
+                    sums += part
+                for root, block, more in zip(run.roots, own, made, strict=False):
+                    kind = np.float64 if root.dtype == torch.float64 else np.float32
+                    dense[block].view(kind)[:] += more.view(kind)
+        return sums, dense
+
+    def _call(self, index: int, pair: NDArray[np.int64], inputs: _Inputs, sweep: Sweep):  # type: ignore[no-untyped-def]
+        function = getattr(self._library, f"{self._name}_{index}")
+        fixed = pointers(inputs.left), pointers(inputs.right), table(sweep.tables)
+
+        def slices(
+            dense: list[NDArray[np.uint8]], own: range, first: int, last: int
+        ) -> tuple[Sums, list[NDArray[np.uint8]]]:
+            scratch = zeros(self._scratch[index])
+            sums = np.zeros(len(self._chain.runs[index].roots))
+            made = [zeros(dense[block].size, self._guard) for block in own]
+            blocks = [made[k - own.start] if k in own else block for k, block in enumerate(dense)]
+            bounds = (integer(int(v)) for v in (*pair, first, last))
+            function(*fixed, address(scratch), table(blocks), *bounds, address(sums))
+            return sums, made
+
+        return slices
+
+    def _sizes(self, swept: list[Sweep]) -> list[int]:
+        """Bytes of the blocks between the runs."""
+        sizes: list[int] = []
+        for k, run in enumerate(self._chain.runs[: len(swept)]):
+            if not run.widths:
+                continue
+            slices = 1
+            if k + 1 < len(swept):
+                slices = swept[self._chain.reader(k)[0]].count
+            rows, columns = run.shape(run.result)
+            high, wide = run.windowed
+            numbers = slices * rows * columns // (high * wide)
+            sizes += [numbers * root.dtype.itemsize for root in run.roots]
+        return sizes
+
+
+def _quantities(run: Run, side: Side, kind: str) -> list[Tensor]:
+    arrays = SideArrays(side, kind, run.geometry)
+    empty = torch.empty(0)
+    found = [arrays.matrix(a, run) if a.side == kind else empty for a in run.schedule.arrays]
+    return found + [arrays.data(node, run) for node in run.data]
