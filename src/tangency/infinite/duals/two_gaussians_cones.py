@@ -53,9 +53,11 @@ def value_and_gradient(function: FunctionOfTwo, g1: Tensor, g2: Tensor) -> tuple
     """psi and its two derivatives, by forward-mode differentiation of the callable itself."""
     g1, g2 = g1.contiguous(), g2.contiguous()  # forward mode refuses expanded tensors
     one, zero = torch.ones_like(g1), torch.zeros_like(g1)
-    value, first = torch.func.jvp(function, (g1, g2), (one, zero))
-    second = torch.func.jvp(function, (g1, g2), (zero, one))[1]
-    return value, first, second
+    result: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+        function, (g1, g2), (one, zero)
+    )
+    second: Tensor = torch.func.jvp(function, (g1, g2), (zero, one))[1]
+    return *result, second
 
 
 def find_cones(function: FunctionOfTwo, *, dimensions: int = 0) -> Cones | None:
