@@ -97,7 +97,7 @@ def _relative_error(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def _reason(error: Exception) -> str:
     known = isinstance(error, UnsupportedOperation)
-    message = without_paths(str(error))
+    message = without_paths(str(error)).removesuffix(" EmpiricalKernel needs no rules.")
     return message if known else f"{type(error).__name__}: {message}"
 
 

@@ -104,7 +104,8 @@ def _classify_one(context: ForkServerContext, section: str, index: int, limit: f
     start = time.perf_counter()
     outcome = classify_apart(context, partial(architecture_at, section, index), limit)
     whole = time.perf_counter() - start
-    print(f"{outcome.status:8} {whole:6.1f} s  {outcome.name}", file=sys.stderr, flush=True)
+    line = f"{outcome.status:8} {whole:6.1f} s  {outcome.name}  {outcome.remark}"
+    print(line, file=sys.stderr, flush=True)
     return outcome
 
 
