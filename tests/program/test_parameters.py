@@ -225,3 +225,14 @@ def test_unshared_weights() -> None:
         (site,) = captured.sites.values()
         assert (site.role, site.names) == ("unshared", ("W",))
         assert captured.describe(captured.output) == "(n, p3, w4)"
+
+
+def test_weight_standardisation_is_refused() -> None:
+    """As timm writes it: batch normalisation of the weight."""
+
+    def standardised(m: Bare, x: Tensor) -> Tensor:
+        weight = F.batch_norm(m.W.view(1, 3 * E, -1), None, None, training=True)
+        return F.linear(x, weight.view_as(m.W))
+
+    with pytest.raises(UnsupportedOperation, match="computes with a parameter"):
+        program(standardised)

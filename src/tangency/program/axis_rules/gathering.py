@@ -16,6 +16,7 @@ __all__ = ["indexes_examples"]
 
 _WIDTH = "choosing coordinates of a width by a table: they are alike in the limit"
 _EXAMPLES = "indexing the batch mixes examples"
+_VIEWS = ("unsqueeze", "view", "reshape", "to", "_to_copy", "expand")
 
 
 @axis_rule("index")
@@ -51,7 +52,9 @@ def _check_indices(source: fx.Node, indices: Sequence[fx.Node], axes: Axes) -> N
 
 def indexes_examples(index: fx.Node) -> bool:
     """Whether an index is `arange(n)`, perhaps with dimensions of size 1: every example itself."""
-    while base_name(index) in ("unsqueeze", "view", "reshape", "to", "_to_copy", "expand"):
+    while base_name(index) in _VIEWS or (
+        base_name(index) == "slice" and shape_of(index) == shape_of(first(index))
+    ):
         index = first(index)
     if base_name(index) != "arange" or shape_of(index) != (BATCH,):
         return False

@@ -17,6 +17,8 @@ def unchanged(node: fx.Node, axes: Axes) -> Shape:
 @axis_rule("batch_norm")
 def batch_norm(node: fx.Node, axes: Axes) -> Shape:
     """With running statistics an affine map per channel."""
+    if axes.nature[first(node)] == "parameter":
+        raise AxisError("this computes with a parameter before it meets the data")
     if arguments(node)["training"]:
         raise AxisError(
             "batch normalisation by the statistics of the batch couples the examples "
