@@ -47,6 +47,43 @@ class PreActivationResidual(nn.Module):
         return self.last(torch.relu(x))
 
 
+class ConvolutionalResidual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, 512, 3, padding=1)
+        self.inner = nn.Conv2d(512, 512, 3, padding=1)
+        self.outer = nn.Conv2d(512, 512, 3, padding=1)
+        self.last = nn.Linear(512, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.outer(torch.relu(self.inner(torch.relu(x))))
+        return self.last(torch.relu(x).mean((2, 3)))
+
+
+def cnn(channels: int, *end: nn.Module) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 512, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.ReLU(),
+        *end,
+    )
+
+
+def strided_circular(channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.CircularPad2d((0, 1, 0, 1)),
+        nn.Conv2d(channels, 512, 3, stride=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(512, 512, 3, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512 * 2 * 2, 1),
+    )
+
+
 NETWORKS = {
     "fc_relu_3": lambda d: mlp(d, 3, nn.ReLU()),
     "fc_relu_3_standard_512": lambda d: mlp(d, 2, nn.ReLU()),
@@ -55,6 +92,10 @@ NETWORKS = {
     "fc_sin_2": lambda d: mlp(d, 2, Pointwise(torch.sin)),
     "fc_layernorm": lambda d: mlp(d, 2, nn.ReLU(), norm=True),
     "fc_preact_residual": PreActivationResidual,
+    "conv_same_flatten": lambda c: cnn(c, nn.Flatten(), nn.Linear(512 * 6 * 5, 1)),
+    "conv_same_gap": lambda c: cnn(c, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1)),
+    "conv_stride2_circular_avgpool_flatten": strided_circular,
+    "conv_preact_resnet_gap": ConvolutionalResidual,
 }
 HIDDEN = {"fc_erf_2": (2.25, 0.04), "fc_gelu_2": (2.25, 0.04), "fc_sin_2": (1.44, 0.04)}
 
@@ -64,7 +105,9 @@ HIDDEN = {"fc_erf_2": (2.25, 0.04), "fc_gelu_2": (2.25, 0.04), "fc_sin_2": (1.44
 def test_reference(name: str, dtype: torch.dtype) -> None:
     with np.load(DATA / f"{name}.npz") as stored:
         reference = {key: torch.from_numpy(stored[key]) for key in stored.files}
-    x1, x2 = reference["x1"].to(dtype), reference["x2"].to(dtype)
+    x1, x2 = (reference[name].to(dtype) for name in ("x1", "x2"))
+    if name.startswith("conv"):
+        x1, x2 = x1.movedim(-1, 1), x2.movedim(-1, 1)
     model = NETWORKS[name](x1.shape[1])
     weight, bias = HIDDEN.get(name, (2.0, 0.09))
     last = [parameter for parameter, _ in model.named_parameters()][-2]
