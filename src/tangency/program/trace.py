@@ -172,9 +172,18 @@ def _export(model: nn.Module, batch: Examples, output: Output) -> ExportedProgra
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedOperation(
             f"torch.export cannot record {type(model).__name__}: {type(error).__name__}: {reason}\n"
-            "Check that model(example) runs on data of this shape; the computation must not branch "
-            "on the values of the data (torch.where does without)."
+            + (_SPARSE if "sparse" in reason else _ADVICE)
         ) from error
+
+
+_ADVICE = (
+    "Check that model(example) runs on data of this shape; the computation must not branch "
+    "on the values of the data (torch.where does without)."
+)
+_SPARSE = (
+    "torch.export does not know sparse tensors: make the matrix dense (to_dense()), or sum along "
+    "the edges with index_add."
+)
 
 
 def _canonical(exported: ExportedProgram) -> ExportedProgram:
