@@ -64,7 +64,7 @@ class Sum(Value):
     def gaussian(self) -> bool:
         return all(term.value.gaussian for term in self.terms)
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return all(term.value.centred for term in self.terms)
 
@@ -143,6 +143,8 @@ class Sum(Value):
         blocks = {}
         for i, mine in enumerate(self.terms):
             for j, yours in enumerate(other.terms):
+                if _uncorrelated(mine.value, yours.value):
+                    continue
                 inner = layout.within(mine.value.positions, yours.value.positions)
                 block = pairs.block(mine.value, yours.value, inner.ties)
                 if block is not None:
@@ -200,3 +202,8 @@ class Sum(Value):
                 part = pairs.quantity("right", other, "amplitude", j, layout=layout) * part
             total = part if total is None else total + part
         return total
+
+
+def _uncorrelated(u: Value, v: Value) -> bool:
+    """Whether two values are so by construction; most pairs of a deep residual network are."""
+    return (u.centred or v.centred) and u.origins.isdisjoint(v.origins)
