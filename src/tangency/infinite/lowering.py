@@ -85,6 +85,7 @@ class Lowering:
         self.parameters = parameters
         self.sample = sample
         self.sampled = False
+        self._prepared = False
         self._values: dict[tuple[fx.Node, int, int], Value] = {}
         self._cuts: dict[fx.Node, frozenset[int]] = {}
 
@@ -98,9 +99,19 @@ class Lowering:
 
     def value(self, node: fx.Node) -> Value:
         """The whole width of a node that is of one nature throughout."""
+        self._prepare()
         if self.cuts(node):
             raise self.unsupported(node, "needs a value of one nature over its width here")
         return self.strand(node, 0, self.width(node))
+
+    def _prepare(self) -> None:
+        """Lower the nodes in order, so that a deep network does not make a deep recursion."""
+        if self._prepared:
+            return
+        self._prepared = True
+        for node in self.program.axes:
+            if self.random(node) and not self.cuts(node) and base_name(node) != "getitem":
+                self.strand(node, 0, self.width(node))
 
     def strand(self, node: fx.Node, start: int, length: int) -> Value:
         """The stretch `start : start + length` of a node's width."""
