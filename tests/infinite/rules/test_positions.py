@@ -44,6 +44,11 @@ class Aggregate(Buffers):
         return self.rows @ h @ self.columns
 
 
+class AddedMatrix(Buffers):
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.rows @ h
+
+
 class Einsum(Buffers):
     def forward(self, h: Tensor) -> Tensor:
         return torch.einsum("ij,ncjw,wv->nciv", self.rows, h, self.columns)
@@ -90,13 +95,28 @@ LINEAR: dict[str, Operation] = {
     "repeated mean": lambda h: h.mean(2, keepdim=True).expand(-1, -1, 4, -1),
     "deviations": lambda h: h - h.mean(3, keepdim=True),
     "difference to the next": lambda h: h[:, :, 1:] - h[:, :, :-1],
+    "added to itself rolled": lambda h: h + torch.roll(h, 1, 2),
+    "added to itself permuted": lambda h: h - 2 * h[:, :, [4, 0, 3, 1, 2]],
+    "added to its sums": lambda h: h + h.cumsum(3),
+    "added to its neighbours": lambda h: h + F.avg_pool2d(h, 3, stride=1, padding=1),
+    "added to what it is mapped to": AddedMatrix(),
     "weighted": lambda h: h * torch.linspace(-1, 2, COLUMNS, dtype=h.dtype),
     "matrices": Aggregate(),
     "einsum": Einsum(),
     "computed matrix": Normalised(),
     "edges": Messages(),
 }
-FEW = ("circular", "rolled", "joined", "einsum", "edges", "deviations")
+FEW = (
+    "circular",
+    "rolled",
+    "joined",
+    "einsum",
+    "edges",
+    "deviations",
+    "added to itself rolled",
+    "added to its neighbours",
+    "added to what it is mapped to",
+)
 
 
 @pytest.mark.parametrize(

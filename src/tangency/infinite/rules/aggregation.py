@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering
-from tangency.infinite.rules.spatial import grouped, one_axis
+from tangency.infinite.rules.spatial import check_positions, grouped, one_axis
 from tangency.infinite.side import Side
 from tangency.infinite.values.aggregated import Aggregated
 from tangency.infinite.values.value import Value, to_positions
@@ -34,9 +34,8 @@ def _sum(
     """
     source, matrix = operands
     axes = lowering.program.axes
-    old = one_axis(axes[source][inner])
-    if old.kind == "width":
-        raise lowering.unsupported(node, "sums over a width with fixed coefficients")
+    check_positions(lowering, node, axes[source][inner : inner + 1 or None])
+    old = one_axis(axes[source][inner], axes[node][inner])
     value = grouped(value, axes[source][inner], old)
     made = resolve(axes[node][inner])
     lead = tuple(a for d in axes[matrix][:-2] for a in resolve(d) if a.kind != "batch")

@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
-from tangency.infinite.rules.spatial import grouped, one_axis, ungrouped
+from tangency.infinite.rules.spatial import check_positions, grouped, one_axis, ungrouped
 from tangency.infinite.side import Side
 from tangency.infinite.values.aggregated import Aggregated
 from tangency.infinite.values.position import Take
@@ -55,9 +55,8 @@ def index_select(lowering: Lowering, node: fx.Node, start: int, length: int) -> 
 def _chosen(lowering: Lowering, node: fx.Node, value: Value, before: Dim, chosen: fx.Node) -> Value:
     """The positions `chosen` of a dimension: constant ones, or others for every example."""
     new = lowering.program.atoms(chosen, "position")
-    old = one_axis(before)
-    if old.kind == "width":
-        raise lowering.unsupported(node, "chooses coordinates of a width, which are alike")
+    check_positions(lowering, node, (before,))
+    old = one_axis(before, new)
     whole = grouped(value, before, old)
     constant = _constant(lowering, chosen)
     if constant is not None:
@@ -89,7 +88,8 @@ def scatter(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
     dim = cast(int, argument(node, 1, "dim")) % len(axes[node])
     if not lowering.random(source):
         raise lowering.unsupported(node, "adds data to random values by index")
-    old, new = one_axis(axes[source][dim]), one_axis(axes[node][dim])
+    check_positions(lowering, node, (axes[source][dim],))
+    old, new = one_axis(axes[source][dim], axes[node][dim]), one_axis(axes[node][dim])
     value = grouped(lowering.strand(source, start, length), axes[source][dim], old)
     evaluate = _incidence(chosen, lowering.program.atoms(chosen, "position"), (new, old), value)
     summed = ungrouped(Aggregated(value, (old,), (new,), evaluate), new, axes[node][dim])

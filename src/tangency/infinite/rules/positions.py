@@ -189,7 +189,7 @@ def _patches(
     sizes = tuple(1 if axis is None else axis.size for axis in new)
     if sizes != tuple(indices.shape):
         raise lowering.unsupported(node, "makes patches whose taps or blocks are split afterwards")
-    axis = one_axis(dim)
+    axis = one_axis(dim, tuple(a for a in new if a is not None))
     whole = grouped(value, dim, axis)
     tap, block = new
     if tap is None or block is None:

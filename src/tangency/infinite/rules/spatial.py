@@ -16,10 +16,15 @@ from tangency.program.axes import Axis, Dim, Shape, resolve, size_of
 __all__ = ["along", "check_positions", "grouped", "one_axis", "spread", "ungrouped"]
 
 
-def one_axis(dim: Dim) -> Axis:
-    """The atom of a dimension, or a new axis that stands for all (or none) of its atoms."""
+def one_axis(dim: Dim, other_than: Dim = ()) -> Axis:
+    """The atom of a dimension, or a new axis that stands for all (or none) of its atoms.
+
+    Where positions before and after an operation were identified (they are added up later), the
+    atom is among `other_than`, and a new axis tells the two apart.
+    """
     atoms = resolve(dim)
-    return atoms[0] if len(atoms) == 1 else Axis("position", size_of(atoms))
+    alone = len(atoms) == 1 and atoms[0] not in resolve(other_than)
+    return atoms[0] if alone else Axis("position", size_of(atoms))
 
 
 def spread(value: Value, axes: Dim) -> Value:
@@ -52,7 +57,7 @@ def along(
 
     `apply(value, old, new)` gives the value with an axis `new` in place of its axis `old`.
     """
-    old, new = one_axis(before), one_axis(after)
+    old, new = one_axis(before, after), one_axis(after)
     return ungrouped(apply(grouped(value, before, old), old, new), new, after)
 
 
