@@ -16,8 +16,7 @@ from tests.infinite.architectures import ARCHITECTURES, FEATURES, TIME
 from torch import Tensor, nn
 
 from tangency.errors import InvalidInput, UnsupportedOperation
-from tangency.infinite import AccuracyWarning, InfiniteKernel, Init
-from tangency.infinite import kernel as kernel_module
+from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, planning
 from tangency.infinite.evaluation import CompiledBlock
 
 HE = Init(weight=2.0, bias=0.09)
@@ -70,7 +69,7 @@ def test_off_diagonal_recursion_meets_the_diagonal(name: str) -> None:
 def test_tiles_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x = kernel_of(name), real(9, TIME, FEATURES, seed=3)
     whole, rectangle = kernel.pair(x), kernel.pair(x[:4], x)
-    monkeypatch.setattr(kernel_module, "TILE_PAIRS", (4 * TIME) ** 2)
+    monkeypatch.setattr(planning, "CACHED_PAIRS", 16)
     for a, b in zip((*whole, *rectangle), (*kernel.pair(x), *kernel.pair(x[:4], x)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
@@ -84,7 +83,7 @@ def test_compiled_code_agrees(name: str) -> None:
     for inputs in ((x,), (x[:70], x), (x[:100], x[20:])):
         for a, b in zip(compiled.pair(*inputs), eager.pair(*inputs), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    assert compiled._compiled is not None
+    assert compiled._evaluation._compiled is not None
 
 
 def test_failing_compilation_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +226,7 @@ def test_symmetric_gram_with_two_position_axes(monkeypatch: pytest.MonkeyPatch) 
     flat = InfiniteKernel(Grid(), real(2, 6), init=HE).ntk(x.flatten(0, 2))
     expected = flat.view(5, 2, 3, 5, 2, 3).permute(0, 3, 1, 2, 4, 5)
     for size in (512, 12):  # one tile, and many
-        monkeypatch.setattr(kernel_module, "TILE_PAIRS", size**2)
+        monkeypatch.setattr(planning, "CACHED_PAIRS", size**2)
         symmetric = kernel.pair(x)
         torch.testing.assert_close(symmetric.ntk, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(symmetric.nngp, rectangle.nngp, rtol=1e-10, atol=1e-12)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from tangency import examples, tiles
+from tangency import examples
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import rules  # noqa: F401  (registers the rules)
-from tangency.infinite.evaluation import FEWEST, CompiledBlock, evaluate
+from tangency.infinite.exact import Evaluation
 from tangency.infinite.independence import check_independence
 from tangency.infinite.init import Init
-from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.lowering import Lowering
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
@@ -25,18 +21,12 @@ from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draws import Sampling
 from tangency.infinite.sampling.estimation import Estimate
 from tangency.infinite.side import Side, SideTile
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value
 from tangency.kernel_pair import KernelPair
-from tangency.program.axes import size_of
 from tangency.program.capture import Program, capture
+from tangency.program.outputs import Output
 
 __all__ = ["InfiniteKernel"]
-
-TILE_PAIRS = 512**2
-"""Entries of one matrix of a tile: the few matrices that are alive at once stay in cache."""
-
-COMPILE_PAYS = 90.0
-"""Seconds of eager evaluation still to come from which compilation is worth its own time."""
 
 
 class InfiniteKernel:
@@ -61,6 +51,10 @@ class InfiniteKernel:
         compile: whether `torch.compile` fuses the recursion. It takes some ten to sixty seconds
             once and makes large matrices several times faster; "auto" compiles when the time
             measured on the first tile says that it pays.
+        output: which tensor of what the module returns, where it returns several: a place in a
+            tuple, a key or attribute, or a function of what is returned.
+        dropout: whether dropout acts, as in training (the masks of two examples are independent);
+            everything else is in evaluation mode.
         numerical: "sample" estimates from samples what has no closed form (max-pooling, softmax,
             gates that share weights, ...); None refuses such operations by name. What has a closed
             form is exact in both cases.
@@ -81,6 +75,8 @@ class InfiniteKernel:
         parametrization: Parametrization = "standard",
         dtype: torch.dtype | None = None,
         compile: bool | Literal["auto"] = "auto",
+        output: Output = None,
+        dropout: bool = False,
         numerical: Literal["sample"] | None = None,
         samples: int = 4096,
         seed: int = 0,
@@ -90,18 +86,16 @@ class InfiniteKernel:
         if numerical not in (None, "sample"):
             raise InvalidInput(f'numerical is {numerical!r}; it can be None or "sample".')
         estimation.check(samples, seed)
-        self.program: Program = capture(model, example)
+        self.program: Program = capture(model, example, output, dropout=dropout)
         self.parametrization = parametrization
         self.dtype = dtype
-        self.compile = compile
-        self._compiled: CompiledBlock | None = None
-        self._compile_failed = False
         self._example = example
         self.samples = samples
         self.seed = seed
         parameters = module_parameters(model, init, parametrization)
         self._lowering = Lowering(self.program, parameters, sample=numerical == "sample")
-        self._output: Value = self._lower_output()
+        positions = self.program.atoms(self.program.output, "position")
+        self._evaluation = Evaluation(self._lower_output(), positions, self.program, compile)
 
     def _lower_output(self) -> Value:
         node = self.program.output
@@ -132,7 +126,11 @@ class InfiniteKernel:
 
     def pair(self, x1: Examples, x2: Examples | None = None) -> KernelPair:
         """NNGP and NTK in one pass (their means over samples, where something is sampled)."""
-        return self._exact(x1, x2) if not self.sampled else self.estimate(x1, x2).pair
+        if self.sampled:
+            return self.estimate(x1, x2).pair
+        rows = self._side(x1, "x1")
+        columns = rows if x2 is None else self._side(x2, "x2")
+        return self._evaluation.pair(rows, columns, symmetric=x2 is None)
 
     def estimate(self, x1: Examples, x2: Examples | None = None) -> Estimate:
         """Both kernels with the standard errors of their entries, which are zero if exact.
@@ -141,7 +139,7 @@ class InfiniteKernel:
         with the square and the cube of examples times positions.
         """
         if not self.sampled:
-            nngp, ntk = self._exact(x1, x2)
+            nngp, ntk = self.pair(x1, x2)
             return Estimate(nngp, ntk, torch.zeros_like(nngp), torch.zeros_like(ntk))
         first = self._arranged(x1, "x1")
         joint = first if x2 is None else examples.concatenate(first, self._arranged(x2, "x2"))
@@ -162,48 +160,20 @@ class InfiniteKernel:
             pairs = side.draws.pairs
         else:
             pairs = Pairs(SideTile(side, rows), SideTile(side, columns))
-        tile = tiles.Tile(rows, slice(0, columns.stop - columns.start))
-        kernels = []
-        for block in evaluate(self._output, pairs):
-            full = self._arrange(block, tile)
-            kernels.append(torch.empty_like(full))
-            tiles.fill(kernels[-1], tile, full, symmetric=symmetric)
-        return KernelPair(*kernels)
-
-    def _exact(self, x1: Examples, x2: Examples | None) -> KernelPair:
-        rows = self._side(x1, "x1")
-        columns = rows if x2 is None else self._side(x2, "x2")
-        positions = self._positions
-        shape = (rows.count, columns.count, *(a.size for a in (*positions, *positions)))
-        nngp = torch.empty(shape, dtype=rows.dtype, device=rows.device)
-        ntk = torch.empty_like(nngp)
-        plan = tiles.plan(rows.count, columns.count, self._tile_size(), symmetric=x2 is None)
-        with tiles.progress("kernel", len(plan)) as advance:
-            for tile, blocks in zip(plan, self._blocks(rows, columns, plan), strict=True):
-                for kernel, block in zip((nngp, ntk), blocks, strict=True):
-                    full = self._arrange(block, tile)
-                    tiles.fill(kernel, tile, full, symmetric=x2 is None)
-                advance()
-        if x2 is None and not positions:
-            exact = self._diagonal(rows)
-            nngp.diagonal().copy_(exact.nngp)
-            ntk.diagonal().copy_(exact.ntk)
-        return KernelPair(nngp, ntk)
+        return self._evaluation.whole(
+            pairs, count, columns.stop - columns.start, symmetric=symmetric
+        )
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
         if not self.sampled:
-            return self._diagonal(self._side(x, "x"))
+            return self._evaluation.diagonal(self._side(x, "x"))
         x = self._arranged(x, "x")
         dtype = self.dtype or _floating_dtype(x)
         groups = estimation.groups(self.samples, self.seed)
         sides = (self._new_side(x, torch.float64, group) for group in groups)
-        mean = estimation.average(map(self._diagonal, sides)).pair
+        mean = estimation.average(map(self._evaluation.diagonal, sides)).pair
         return KernelPair(*(kernel.to(dtype) for kernel in mean))
-
-    @property
-    def _positions(self) -> Positions:
-        return self.program.atoms(self.program.output, "position")
 
     def _side(self, x: Examples, name: str) -> Side:
         arranged = self._arranged(x, name)
@@ -221,73 +191,6 @@ class InfiniteKernel:
 
     def _statistic_pieces(self, node: fx.Node) -> tuple[tuple[float, Value], ...]:
         return self._lowering.pieces(cast(fx.Node, node.args[0]), frozenset())
-
-    def _diagonal(self, side: Side) -> KernelPair:
-        output = self._output
-        nngp = side.second_moment(output)
-        ties = frozenset((a, a) for a in output.positions)
-        parts = []
-        for pairs in side.chunks(self._most_positions() ** 2):
-            block = pairs.block(output, output, ties)
-            assert block is not None
-            shape = block.versine.shape if block.ntk is None else block.ntk.shape
-            ntk = nngp.new_zeros(shape) if block.ntk is None else block.ntk
-            parts.append(ntk.expand(*(a.size for a in output.positions), -1))
-        inner, wanted = output.positions, self._positions
-        full = (
-            side.full(to_positions(k, inner, wanted), wanted) for k in (nngp, torch.cat(parts, -1))
-        )
-        return KernelPair(*(k.movedim(-1, 0).to(side.dtype).clone() for k in full))
-
-    def _most_positions(self) -> int:
-        """Positions of the random value that has most."""
-        program = self.program
-        random = [n for n in program.axes if program.nature[n] == "random"]
-        return max(size_of(program.atoms(n, "position")) for n in random)
-
-    def _tile_size(self) -> int:
-        """Examples per side of a tile, so that no block has more than `TILE_PAIRS` entries."""
-        return max(1, math.isqrt(TILE_PAIRS) // self._most_positions())
-
-    def _blocks(
-        self, rows: Side, columns: Side, plan: Sequence[tiles.Tile]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The blocks of the tiles in order; goes over to compiled code where that pays."""
-        compiled = self._compiled_for(rows, columns) if self.compile is True else None
-        if compiled is None and self._compiled is not None and self._compiled.fits(rows, columns):
-            compiled = self._compiled
-        block = compiled.on(rows, columns) if compiled is not None else None
-        for done, tile in enumerate(plan, start=1):
-            if block is not None:
-                yield block(tile)
-                continue
-            start = time.perf_counter()
-            pairs = Pairs(SideTile(rows, tile.rows), SideTile(columns, tile.columns))
-            yield evaluate(self._output, pairs)
-            to_come = (time.perf_counter() - start) * (len(plan) - done)
-            if self.compile == "auto" and to_come > COMPILE_PAYS:
-                compiled = self._compiled_for(rows, columns)
-                block = compiled.on(rows, columns) if compiled is not None else None
-
-    def _compiled_for(self, rows: Side, columns: Side) -> CompiledBlock | None:
-        """Compiled code for these sides, from an earlier call where it fits."""
-        known = self._compiled
-        if known is not None and known.fits(rows, columns):
-            return known
-        if min(rows.count, columns.count) < FEWEST:
-            return None
-        if not self._compile_failed:
-            self._compiled = CompiledBlock.attempt(self._output, rows, columns)
-            self._compile_failed = self._compiled is None
-        return self._compiled
-
-    def _arrange(self, block: Tensor, tile: tiles.Tile) -> Tensor:
-        """From `(*P, *P, n1, n2)`, partly broadcast, to `(n1, n2, *P, *P)`."""
-        inner = Layout(self._output.positions, self._output.positions)
-        whole = Layout(self._positions, self._positions)
-        sizes = [axis.size for axis in (*whole.left, *whole.right)]
-        full = whole.embed(block, inner).expand(*sizes, *tile.shape)
-        return full.movedim((-2, -1), (0, 1))
 
 
 def _floating_dtype(x: Examples) -> torch.dtype:

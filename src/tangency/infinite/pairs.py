@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Protocol, TypeVar
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
 
-__all__ = ["Pairs", "Quantities"]
+__all__ = ["Key", "Pairs", "Quantities", "Uses"]
 
 
 class Quantities(Protocol):
@@ -34,58 +35,80 @@ class Quantities(Protocol):
     def number(self, number: float, *, wide: bool = False) -> Tensor: ...
 
 
+Kind: TypeAlias = Literal["block", "moments"]
+
+Key: TypeAlias = "tuple[Kind, Value, Value, Ties]"
+
+Uses: TypeAlias = Mapping[Key, int]
+"""How often each covariance is asked for."""
+
+
 class Pairs:
     """Blocks between the examples of two sides, or of one side with itself example by example.
 
     Args:
         rows, columns: the two sides; with `coincident` both are the same side and a block has one
             batch dimension, `(n,)`, otherwise two, `(n1, n2)`.
+        uses: if given, a covariance is forgotten when it has been asked for that often.
     """
 
-    def __init__(self, rows: Quantities, columns: Quantities, *, coincident: bool = False) -> None:
+    def __init__(
+        self,
+        rows: Quantities,
+        columns: Quantities,
+        *,
+        coincident: bool = False,
+        uses: Uses | None = None,
+    ) -> None:
         self.rows = rows
         self.columns = columns
         self.coincident = coincident
+        self.uses = uses
+        self.asked: Counter[Key] = Counter()
         self.flipped = False
         self.smooth = rows.smooth or columns.smooth
-        self._blocks: dict[tuple[Value, Value, Ties], Block | None] = {}
-        self._moments: dict[tuple[Value, Value, Ties], Moments | None] = {}
+        self._memo: dict[Key, Any] = {}
         self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
         self._mirror: Pairs | None = None
 
     def block(self, u: Value, v: Value, ties: Ties) -> Block | None:
         """The covariance of u (left) and v (right), laid out by their positions and `ties`."""
-        if self.flipped:
-            layout = Layout(u.positions, v.positions, ties)
-            there = layout.mirrored
-            return _turn(self.mirror.block(v, u, there.ties), there, layout)
-        key = (u, v, ties)
-        if key not in self._blocks:
-            layout = Layout(u.positions, v.positions, ties)
-            if u.precedence >= v.precedence:
-                self._blocks[key] = u.covariance(v, layout, self)
-            else:
-                there = layout.mirrored
-                block = v.covariance(u, there, self.mirror)
-                self._blocks[key] = _turn(block, there, layout)
-        return self._blocks[key]
+        return cast("Block | None", self._ask("block", u, v, ties))
 
     def moments(self, u: Value, v: Value, ties: Ties) -> Moments | None:
         """The same covariance as its float64 moment E[u v], for linear maps over positions."""
+        return cast("Moments | None", self._ask("moments", u, v, ties))
+
+    def _ask(self, kind: Kind, u: Value, v: Value, ties: Ties) -> Any:
+        layout = Layout(u.positions, v.positions, ties)
         if self.flipped:
-            layout = Layout(u.positions, v.positions, ties)
             there = layout.mirrored
-            return _turn(self.mirror.moments(v, u, there.ties), there, layout)
-        key = (u, v, ties)
-        if key not in self._moments:
-            layout = Layout(u.positions, v.positions, ties)
-            if u.precedence >= v.precedence:
-                self._moments[key] = u.moments(v, layout, self)
-            else:
-                there = layout.mirrored
-                moments = v.moments(u, there, self.mirror)
-                self._moments[key] = _turn(moments, there, layout)
-        return self._moments[key]
+            ask = self.mirror.block if kind == "block" else self.mirror.moments
+            return _turn(ask(v, u, there.ties), there, layout)
+        key = (kind, u, v, ties)
+        if key not in self._memo:
+            self._memo[key] = self._compute(kind, u, v, layout)
+            self.keep(key, self._memo[key])
+        self.asked[key] += 1
+        if self.uses is not None and self.asked[key] == self.uses[key]:
+            self.drop(self._memo[key])
+            return self._memo.pop(key)
+        return self._memo[key]
+
+    def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
+        """Of two values, the one of higher precedence expands."""
+        expands, other = (u, v) if u.precedence >= v.precedence else (v, u)
+        compute = expands.covariance if kind == "block" else expands.moments
+        if expands is u:
+            return compute(other, layout, self)
+        there = layout.mirrored
+        return _turn(compute(other, there, self.mirror), there, layout)
+
+    def keep(self, key: Key, covariance: Block | Moments | None) -> None:
+        """Called when a covariance is remembered."""
+
+    def drop(self, covariance: Block | Moments | None) -> None:
+        """Called when a covariance is forgotten."""
 
     @property
     def mirror(self) -> Pairs:
