@@ -53,10 +53,10 @@ class Concrete(Value):
         """Euclidean norm over the features, shape `(*positions, n)`."""
         array = side.quantity(self, "array")
         norm: Tensor = torch.linalg.vector_norm(array, dim=-1, dtype=torch.float64)
-        tiny, huge = torch.finfo(array.dtype).tiny ** 0.5, torch.finfo(array.dtype).max ** 0.5
+        tiny, huge = torch.finfo(norm.dtype).tiny ** 0.5, torch.finfo(norm.dtype).max ** 0.5
         if bool(((norm > tiny) & (norm < huge)).all()):
             return norm
-        largest = array.abs().amax(-1)  # keeps the squares from under- and overflowing
+        largest = array.abs().amax(-1).double()  # keeps the squares from under- and overflowing
         scale = torch.where(largest > 0, largest, 1.0)
         scaled: Tensor = torch.linalg.vector_norm(array / scale[..., None], dim=-1)
         return scale * scaled
