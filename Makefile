@@ -36,8 +36,9 @@ docs: $(READY)      ## The documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The documentation is $(abspath site/index.html)."
 
-tutorial: $(READY)  ## Run the tutorial, whose claims are assertions
+tutorial: $(READY)  ## Run the pages that are scripts; their claims are assertions
 	$(BIN)/python docs/tutorial.py
+	$(BIN)/python docs/extending.py
 
 bench: $(READY)     ## Speed, beside the neural-tangents library
 	$(BIN)/python benchmarks/run.py
