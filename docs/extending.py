@@ -3,7 +3,8 @@
 #
 # ## An activation needs nothing
 #
-# A function written in PyTorch operations is read from the graph; its dual is computed from the function itself.
+# A function written in PyTorch operations is read from the graph; its dual is computed from the
+# function itself.
 
 # %%
 import torch
@@ -24,8 +25,10 @@ print(tg.InfiniteKernel(model, x).ntk(x).shape)
 # %% [markdown]
 # ## A closed form, by one function
 #
-# Where you know \(\mathbb{E}[\varphi(u)\varphi(v)]\) as a function of the variances and the covariance of \(u\) and \(v\), say so: it is faster.
-# The derivative that the NTK needs follows by automatic differentiation, and the formula is checked against quadrature at once.
+# Where you know \(\mathbb{E}[\varphi(u)\varphi(v)]\) as a function of the variances and the
+# covariance of \(u\) and \(v\), say so: it is faster.
+# The derivative that the NTK needs follows by automatic differentiation, and the formula is
+# checked against quadrature at once.
 
 
 # %%
@@ -56,9 +59,12 @@ torch.testing.assert_close(closed, numerical)
 # %% [markdown]
 # ## A rule for an operation of your own
 #
-# An operation that the graph shows as one node (`torch.library.custom_op`) needs two functions: which axes its result has, and what it is as a random
-# variable. Here, an operation that keeps every other position of a sequence and doubles it. A rule is written in terms of values:
-# `Take` selects positions, `Sum` forms linear combinations, `Weight`, `Composite`, `Average`, `Mapped` are others (`tangency.infinite.values`).
+# An operation that the graph shows as one node (`torch.library.custom_op`) needs two functions:
+# which axes its result has, and what it is as a random
+# variable. Here, an operation that keeps every other position of a sequence and doubles it. A
+# rule is written in terms of values:
+# `Take` selects positions, `Sum` forms linear combinations, `Weight`, `Composite`, `Average`,
+# `Mapped` are others (`tangency.infinite.values`).
 
 # %%
 from tangency.infinite.lowering import rule
@@ -112,5 +118,6 @@ plain = tg.InfiniteKernel(Sequence(lambda h: 2 * h[:, ::2]), tokens).ntk(tokens)
 torch.testing.assert_close(ours, plain)
 
 # %% [markdown]
-# Check a rule of your own as ours are checked: the mean of `tg.EmpiricalKernel` over many initialisations of the same module approaches it as
+# Check a rule of your own as ours are checked: the mean of `tg.EmpiricalKernel` over many
+# initialisations of the same module approaches it as
 # the module gets wider.
