@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals.activations import closed_form
 from tangency.infinite.duals.piecewise import Step
+from tangency.infinite.duals.two_gaussians import dual_of_two
 from tangency.infinite.entries import entries_of
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
@@ -18,8 +20,9 @@ from tangency.infinite.rules.affine import bias_term
 from tangency.infinite.rules.normalization import scaled
 from tangency.infinite.rules.sampled import coordinatewise
 from tangency.infinite.side import Side
-from tangency.infinite.values.composite import Composite
-from tangency.infinite.values.expression import base_of, evaluate, key_of
+from tangency.infinite.values.composite import Composite, Function
+from tangency.infinite.values.composite_of_two import CompositeOfTwo
+from tangency.infinite.values.expression import base_of, bases_of, evaluate, is_fixed, key_of
 from tangency.infinite.values.product import Product, independent_factors
 from tangency.infinite.values.sampled import summed
 from tangency.infinite.values.sources import One
@@ -64,8 +67,13 @@ def _terms(
             return [bias_term(lowering, site, start, length).scaled(number)]
         return [Term(_operand(lowering, node, operand, start, length), number)]
     if lowering.width(operand) == 1:
-        return [Term(One(), number, (lowering.coefficient(operand),))]
+        return [Term(One(), number, (lowering.coefficient(operand, _finite),))]
     return [Term(lowering.strand(operand, start, length), number)]
+
+
+def _finite(values: Tensor) -> Tensor:
+    """An infinite mask as a large number, whose moments and derivatives are numbers too."""
+    return values.clamp(-1e30, 1e30)
 
 
 def _operand(lowering: Lowering, node: fx.Node, operand: fx.Node, start: int, length: int) -> Value:
@@ -140,13 +148,14 @@ def composite(lowering: Lowering, node: fx.Node, start: int, length: int) -> Val
     if dual is not None and len(values) == 1 and values[0].gaussian:
         positions = values[0].positions
         function = _function(lowering, node, operands, values[0])
-        return Composite(positions, values[0], function, ("closed", dual), dual)
+        return Composite(positions, values[0], function, ("closed", dual), dual, fixed=True)
     base = base_of(values)
     if base is None:
         return _of_several(lowering, node, operands)
-    key = _key(lowering, node, operands, base)
+    key = _key(lowering, node, operands, [base])
     function = _function(lowering, node, operands, base)
-    return Composite(_positions(lowering, node), base, function, key, None)
+    fixed = _is_fixed(node, operands, [base])
+    return Composite(_positions(lowering, node), base, function, key, None, fixed=fixed)
 
 
 def _of_several(lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value]) -> Value:
@@ -155,11 +164,48 @@ def _of_several(lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value
         factors = independent_factors(list(operands.values()))
         if factors is not None:
             return Product(_positions(lowering, node), factors)
+    bases = bases_of(list(operands.values()))
+    if bases is not None and len(bases) == 2 and _is_fixed(node, operands, bases):
+        of_two = _of_two(lowering, node, operands, bases)
+        if of_two is not None:
+            return of_two
     reason = (
         "applies a nonlinearity to a value that is not a function of one Gaussian (a sum or "
         "product with several random parts, for example)"
     )
     return coordinatewise(lowering, node, operands, _operation(node), reason)
+
+
+def _of_two(
+    lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], bases: list[Value]
+) -> Value | None:
+    """A function of two Gaussians, if they are independent and there is a rule for it."""
+    first, second = bases
+    if first.origins & second.origins:
+        return None
+
+    def function(z1: Tensor, z2: Tensor) -> Tensor:
+        samples = {first: z1, second: z2}
+
+        def at(argument: fx.Node) -> Tensor:
+            return evaluate(operands[argument], samples, None, ())
+
+        args, kwargs = map_arg((node.args, node.kwargs), at)
+        return cast(Tensor, _operation(node)(*args, **kwargs))
+
+    try:
+        dual = dual_of_two(function)
+        dual.moments(torch.ones(1), torch.ones(1))
+    except UnsupportedOperation:
+        return None
+    key = _key(lowering, node, operands, bases)
+    return CompositeOfTwo(_positions(lowering, node), (first, second), function, key, dual)
+
+
+def _is_fixed(node: fx.Node, operands: dict[fx.Node, Value], bases: Sequence[Value]) -> bool:
+    """Whether the result is the same function of the bases for all examples and positions."""
+    own = all(argument in operands for argument in node.all_input_nodes)
+    return own and all(is_fixed(value, bases) for value in operands.values())
 
 
 def _operation(node: fx.Node) -> Callable[..., Any]:
@@ -168,12 +214,12 @@ def _operation(node: fx.Node) -> Callable[..., Any]:
 
 
 def _key(
-    lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], base: Value
+    lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], bases: Sequence[Value]
 ) -> Hashable:
     """Equal keys compute the same function."""
 
     def name(argument: fx.Node) -> Any:
-        return key_of(operands[argument], base) if argument in operands else argument
+        return key_of(operands[argument], bases) if argument in operands else argument
 
     args, kwargs = map_arg((node.args, node.kwargs), name)
     return (str(node.target), repr(args), repr(kwargs))
@@ -181,14 +227,15 @@ def _key(
 
 def _function(
     lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value], base: Value
-) -> Callable[[Side, Positions], Callable[[Tensor], Tensor]]:
+) -> Function:
     """The node's operation on Gaussian samples `(nodes, *positions, n)` of `base`."""
     operation = _operation(node)
 
-    def on_side(side: Side, positions: Positions) -> Callable[[Tensor], Tensor]:
+    def on_side(side: Side | None, positions: Positions) -> Callable[[Tensor], Tensor]:
         def argument_value(argument: fx.Node, z: Tensor) -> Any:
             if argument in operands:
-                return evaluate(operands[argument], base, side, positions, z)
+                return evaluate(operands[argument], {base: z}, side, positions)
+            assert side is not None
             return lowering.constant(argument, side, positions)
 
         def function(z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AccuracyWarning", "Composite", "Function"]
 
-Function: TypeAlias = Callable[["Side", Positions], Callable[[Tensor], Tensor]]
+Function: TypeAlias = "Callable[[Side | None, Positions], Callable[[Tensor], Tensor]]"
 """For a side (which supplies constants per example), the function on `(nodes, *positions, n)`."""
 
 
@@ -37,7 +37,8 @@ class Composite(Value):
     """phi(g), coordinate by coordinate, of a Gaussian value g.
 
     `key` identifies phi: two composites with equal keys apply the same function. `dual` is its
-    closed form, where it has one; otherwise the Hermite series of `function` is used.
+    closed form, where it has one; otherwise the Hermite series of `function` is used. `fixed` says
+    that phi is the same for all examples and positions.
     """
 
     precedence = 2
@@ -49,12 +50,15 @@ class Composite(Value):
         function: Function,
         key: Hashable,
         dual: Dual | None,
+        *,
+        fixed: bool = False,
     ) -> None:
         super().__init__(positions)
         self.source = source
         self.function = function
         self.key = key
         self.dual = dual
+        self.fixed = fixed
 
     @property
     def gaussian(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -73,11 +73,13 @@ class Depthwise(Weight):
             values = window.spread(values, dim)
         ones, weights = [1] * (values.dim() - 2), parts[1]
         total = side.number(0.0)
-        for taps in itertools.product(*(range(window.taps) for window in windows)):
-            read = tuple(window.tap(t) for window, t in zip(windows, taps, strict=True))
-            weight = weights[(slice(None), *taps)]  # (S, n)
+        for taps in _all_taps(windows):
+            chosen: tuple[slice | int, ...] = (slice(None), *taps)
+            steps = [window.tap(t) for window, t in zip(windows, taps, strict=True)]
+            read: tuple[slice, ...] = (slice(None), *steps)
+            weight = weights[chosen]  # (S, n)
             spread = weight.reshape(weight.shape[0], *ones, weight.shape[1])
-            total = total + spread * values[(slice(None), *read)]
+            total = total + spread * values[read]
         return self._without_ones(total)
 
     def _without_ones(self, values: Tensor) -> Tensor:
@@ -87,6 +89,11 @@ class Depthwise(Weight):
                 values = values.squeeze(1 + dim)
         have = tuple(axis for axis in self._makes if axis in self.positions)
         return to_positions(values, have, self.positions)
+
+
+def _all_taps(windows: Sequence[Window]) -> Iterator[tuple[int, ...]]:
+    """The places within a filter."""
+    return itertools.product(*(range(window.taps) for window in windows))
 
 
 def _taps(identity: Hashable, scale: Scale, windows: tuple[Window, ...]) -> Embedding:
