@@ -17,9 +17,12 @@ from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.roots import root
 from tangency.infinite.sampling.draws import Draws, Sampling
+from tangency.infinite.values.scaled import Scaled
 from tangency.infinite.values.value import Value, to_positions
-from tangency.program.axes import BATCH, resolve
+from tangency.program.axes import BATCH, resolve, size_of
 from tangency.program.capture import Program
+from tangency.program.operations import base_name
+from tangency.program.trace import location
 
 __all__ = ["DATA", "Side", "SideTile"]
 
@@ -164,6 +167,7 @@ class Side:
     def _mean_over_width(self, node: fx.Node) -> Tensor:
         """A mean over a width (and perhaps positions) of random values: deterministic."""
         wanted = self.program.atoms(node, "position")
+        centred = True
         total = self.full(self.number(0.0), wanted)
         for fraction, value in self._pieces(node):
             mean = self.mean(value)
@@ -173,7 +177,22 @@ class Side:
             mean = mean.mean(dim=reduced) if reduced else mean
             kept = tuple(axis for axis in value.positions if axis in wanted)
             total = total + fraction * to_positions(mean, kept, wanted)
+            centred = isinstance(value, Scaled) and not value.scale.uniform
+        if base_name(node) == "sum":
+            if centred:
+                raise UnsupportedOperation(
+                    f"{location(node)} sums a width of mean zero, or one multiplied by weights: "
+                    "the sum is a random number, however wide the layer is. A linear layer with "
+                    "one output is what weighs and sums a width."
+                )
+            total = total * self._reduced(node)
         return self._raw(node, total)
+
+    def _reduced(self, node: fx.Node) -> int:
+        """Number of coordinates that a reduction of a width takes together."""
+        source = cast(fx.Node, node.args[0])
+        atoms = self.program.atoms(source)
+        return size_of(a for a in atoms if a not in self.program.atoms(node))
 
     def _raw(self, node: fx.Node, canonical: Tensor) -> Tensor:
         """From `(*positions, n)` to the shape that the node has in the module."""

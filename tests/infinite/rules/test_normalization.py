@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tangency.errors import UnsupportedOperation
 from tangency.infinite import InfiniteKernel
+from tangency.kernel_pair import KernelPair
 
 EPS = 0.05
 WHOLE = (WIDTH, HEIGHT, COLUMNS)
@@ -145,6 +146,37 @@ def batch_norm(uniform: bool) -> nn.BatchNorm2d:
     norm.running_mean = torch.randn(size, generator=generator).expand(WIDTH).clone()
     norm.running_var = torch.rand(size, generator=generator).expand(WIDTH) + 0.5
     return norm
+
+
+def test_a_sum_over_the_width_counts_it() -> None:
+    class Network(nn.Module):
+        def __init__(self, way: str):
+            super().__init__()
+            self.first = nn.Conv2d(3, WIDTH, 1)
+            self.last = nn.Conv2d(WIDTH, 1, 1)
+            self.vector = nn.Parameter(torch.randn(WIDTH, 1, 1))
+            self.way = way
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if self.way == "sum of squares":
+                h = h / (h.square().sum(1, keepdim=True) / WIDTH + EPS).sqrt()
+            elif self.way == "mean of squares":
+                h = h / (h.square().mean(1, keepdim=True) + EPS).sqrt()
+            elif self.way == "sum":
+                h = h + h.sum(1, keepdim=True)
+            else:
+                h = h + (torch.relu(h) * self.vector).sum(1, keepdim=True)
+            return self.last(torch.relu(h)).mean((2, 3))
+
+    def pair(way: str) -> KernelPair:
+        x, x2 = images(), images(2, seed=1)
+        return InfiniteKernel(Network(way).double(), x, init=INIT).pair(x, x2)
+
+    assert_same(pair("sum of squares"), pair("mean of squares"))
+    for way in ("sum", "weighted sum"):
+        with pytest.raises(UnsupportedOperation, match="the sum is a random number"):
+            pair(way)
 
 
 @pytest.mark.parametrize("uniform", [True, False])
