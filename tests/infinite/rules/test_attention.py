@@ -338,3 +338,46 @@ def test_a_single_head_draws_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", FewHeadsWarning)
         limit(network(uniform, heads=1), 64, series())
+
+
+def test_logits_by_way_of_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With very many positions, the logits are drawn without their joint covariance."""
+    monkeypatch.setattr("tangency.infinite.sampling.draws.FACTORED", 2)
+    x = 1.5 * series(3)
+    kernel = InfiniteKernel(
+        network(by_torch)(64, 1).double(),
+        x,
+        init=Init(weight=W2, bias=B2),
+        parametrization="ntk",
+        numerical="sample",
+        samples=32768,
+    )
+    pair = kernel.pair(x)
+    nngp, ntk = written_out(x, softmax_moments)
+    assert torch.allclose(pair.nngp, nngp, rtol=0.01)
+    assert torch.allclose(pair.ntk, ntk, rtol=0.01)
+    assert torch.allclose(kernel.nngp(x[:2]), pair.nngp[:2, :2], rtol=1e-6)
+
+
+class SharedLayers(nn.Module):
+    """The same attention twice, as in a universal transformer."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, out)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for _ in range(2):
+            parts = self.qkv(F.layer_norm(h, h.shape[-1:])).chunk(3, dim=-1)
+            q, k, v = (z.unflatten(-1, (HEADS, -1)).transpose(1, 2) for z in parts)
+            h = h + self.out(causal(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(h.mean(1))
+
+
+def test_layers_that_share_their_weights() -> None:
+    x = series()
+    found = limit(SharedLayers, 128, x, numerical="sample", samples=4096).pair(x)
+    assert agrees(sampled_ntks(SharedLayers, 128, 120, x), found.ntk, 0.2)
+    assert agrees(sampled_nngps(SharedLayers, 128, 80, x), found.nngp, 0.2)

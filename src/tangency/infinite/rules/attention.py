@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -58,7 +59,7 @@ def attention(lowering: Lowering, node: fx.Node, start: int, length: int) -> Val
     else:
         _warn_of_few_heads(heads)
         lowering.need_samples(node, "has no closed form under the scale 1 / sqrt(d)")
-        weights = _sampled_weights(Logits(query, key, width), number, keys, mask)
+        weights = _sampled_weights(_logits(lowering, query, key, width), number, keys, mask)
     return _attended(lowering, node, weights, v, keys, start, length)
 
 
@@ -135,6 +136,20 @@ def _attended(
     else:
         value = lowering.value(values)
     return Attended(weights, grouped(value, lowering.program.axes[values][-2], keys), keys)
+
+
+_LOGITS: WeakKeyDictionary[Lowering, list[Logits]] = WeakKeyDictionary()
+"""The logits of a network so far."""
+
+
+def _logits(lowering: Lowering, query: Value, key: Value, width: int) -> Logits:
+    logits = Logits(query, key, width)
+    known = _LOGITS.setdefault(lowering, [])
+    for other in known:
+        if not other.origins.isdisjoint(logits.origins):
+            other.alone = logits.alone = False
+    known.append(logits)
+    return logits
 
 
 # -- weights -----------------------------------------------------------------------------------
@@ -305,7 +320,7 @@ def _logits_by_hand(
     if _vanishing(lowering, node, query, key, scale, width):
         return _certain_logits(query, key, float(width))
     _warn_of_few_heads(_heads(lowering, node))
-    return Logits(query, key, width)
+    return _logits(lowering, query, key, width)
 
 
 _SAME = frozenset(

@@ -33,6 +33,9 @@ __all__ = ["Draw", "Draws", "Sampling"]
 MOST = 12_000
 """Positions times examples of one Gaussian value: its covariance takes 1.2 GB."""
 
+FACTORED = 200
+"""Positions from which the logits of attention are drawn by way of queries and keys."""
+
 
 class Draw(NamedTuple):
     """S samples of a value and of its tangent, each `(S, *positions, n)`."""
@@ -80,7 +83,8 @@ class Draws:
     def of(self, value: Value) -> Draw:
         """Samples of a value, `(S, *positions, n)`."""
         if value not in self._known:
-            draw = self._gaussian(value) if value.gaussian else value.draw(self)
+            pooled = value.gaussian and not self._factored(value)
+            draw = self._gaussian(value) if pooled else value.draw(self)
             sizes = [axis.size for axis in value.positions]
             shape = (self.samples, *sizes, self.side.count)
             self._known[value] = Draw(draw.value.expand(shape), draw.tangent.expand(shape))
@@ -104,7 +108,24 @@ class Draws:
         self._streams += 1
         return self._noise(self._streams, int(np.prod(shape))).T.reshape(self.samples, *shape)
 
+    def blocks(self, *shape: int) -> Callable[[int, int], Tensor]:
+        """New standard normal numbers in blocks `(S, *shape)`, two numbers saying which."""
+        self._streams += 1
+        stream = self._streams
+
+        def block(a: int, b: int) -> Tensor:
+            noise = torch.randn(
+                self.samples, *shape, generator=self._generator(stream, a, b), dtype=torch.float64
+            )
+            return noise.to(self.side.device)
+
+        return block
+
     # -- Gaussian values -----------------------------------------------------------------------
+
+    def _factored(self, value: Value) -> bool:
+        """Whether a Gaussian value with very many positions is drawn from factors of its own."""
+        return value.factored and size_of(value.positions) >= FACTORED
 
     def _gaussian(self, value: Value) -> Draw:
         """Draw a Gaussian value given all that were drawn before."""
@@ -162,8 +183,9 @@ class Draws:
         uniform = torch.rand(self.samples, generator=generator, dtype=torch.float64)
         return uniform.to(self.side.device)
 
-    def _generator(self, stream: int) -> torch.Generator:
-        state = self._sampling.generator(abs(stream), int(stream < 0)).generate_state(1, np.uint64)
+    def _generator(self, stream: int, *block: int) -> torch.Generator:
+        source = self._sampling.generator(abs(stream), int(stream < 0), *block)
+        state = source.generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tangency.errors import TangencyError
 
-__all__ = ["GaussianVectors"]
+__all__ = ["Factor", "GaussianVectors"]
 
 JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)
 """Added to the diagonal of a correlation matrix, the least first: what rounding can take from a
@@ -24,7 +24,7 @@ class GaussianVectors:
 
     def __init__(self) -> None:
         self._rows: list[dict[int, Tensor]] = []
-        self._factors: list[_Factor] = []
+        self._factors: list[Factor] = []
         self._noise: list[Tensor] = []
 
     def extend(self, own: Tensor, earlier: dict[int, Tensor], noise: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class GaussianVectors:
         conditional = own
         for block in row.values():
             conditional = conditional - block @ block.T
-        factor = _Factor(conditional, own.diagonal().clamp_min(0).sqrt())
+        factor = Factor(conditional, own.diagonal().clamp_min(0).sqrt())
         samples = factor.multiply(noise)
         for j, block in row.items():
             samples = samples + block @ self._noise[j]
@@ -65,7 +65,7 @@ class GaussianVectors:
         return row
 
 
-class _Factor:
+class Factor:
     """F = diag(sd) L with F F^T = covariance; L is a Cholesky factor of a correlation matrix."""
 
     def __init__(self, covariance: Tensor, sd: Tensor) -> None:
@@ -84,6 +84,11 @@ class _Factor:
             "that no samples of them can be drawn; data in float64, or inputs whose norms differ "
             "less, may help."
         )
+
+    @property
+    def matrix(self) -> Tensor:
+        """F itself, lower triangular."""
+        return self.sd[:, None] * self.lower
 
     def multiply(self, noise: Tensor) -> Tensor:
         """F noise."""

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Which, place
+from tangency.infinite.sampling.draws import Draw, Draws
+from tangency.infinite.sampling.products import draw_product
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum
 from tangency.infinite.values.value import Value, to_positions
@@ -47,6 +49,8 @@ class Logits(Value):
     """
 
     precedence = 1
+    alone: bool
+    """Whether no other logits are correlated with these."""
 
     def __init__(self, query: Value, key: Value, width: int) -> None:
         new = tuple(a for a in key.positions if a not in query.positions)
@@ -54,6 +58,7 @@ class Logits(Value):
         self.query = query
         self.key = key
         self.width = width
+        self.alone = True
 
     @property
     def gaussian(self) -> bool:
@@ -70,6 +75,16 @@ class Logits(Value):
     @cached_property
     def sampled(self) -> bool:
         return self.query.sampled or self.key.sampled
+
+    @property
+    def factored(self) -> bool:
+        """Logits that share weights with others have to be drawn jointly with them."""
+        return self.alone
+
+    def draw(self, draws: Draws) -> Draw:
+        value, tangent = draw_product(draws, self.query, self.key, self.positions)
+        scale = math.sqrt(self.width)
+        return Draw(scale * value, scale * tangent)
 
     def second_moment(self, side: Side) -> Tensor:
         moments = [

@@ -85,6 +85,11 @@ class Value(ABC):
         """Whether the value's own moments are estimates from samples."""
         return any(part.sampled for part in self.parts)
 
+    @cached_property
+    def factored(self) -> bool:
+        """Whether a part of the value is drawn without the covariance of all its positions."""
+        return any(part.factored for part in self.parts)
+
     def draw(self, draws: Draws) -> Draw:
         """Joint samples of this value and of its tangent."""
         return draws.through(self)
