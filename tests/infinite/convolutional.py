@@ -186,6 +186,18 @@ class Unfolded(nn.Module):
         return self.last(hidden.flatten(1))
 
 
+class LocallyConnected(nn.Module):
+    """A layer whose filter differs from position to position."""
+
+    def __init__(self, channels: int, out: int, kernel: tuple[int, int], blocks: int):
+        super().__init__()
+        self.kernel = kernel
+        self.weight = nn.Parameter(torch.randn(blocks, channels * math.prod(kernel), out) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nkp,pko->nop", F.unfold(x, self.kernel), self.weight)
+
+
 class SuperResolution(nn.Module):
     """Pixel shuffle: channels become pixels."""
 
@@ -306,6 +318,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             global_mean(),
         ]
     ),
+    "locally connected": chain(
+        lambda w: [
+            nn.Conv2d(3, w, (2, 1)),
+            nn.ReLU(),
+            LocallyConnected(w, w, (2, 3), 12),
+            nn.ReLU(),
+            nn.Conv1d(w, w, 3, stride=3),
+            nn.ReLU(),
+            global_mean(),
+        ]
+    ),
     "pre-activation resnet": Architecture(PreActivationResNet),
     "u-net": Architecture(UNet, (3, 5, 4)),
     "densely connected": Architecture(DenselyConnected),
@@ -327,6 +350,8 @@ def reinitialise(model: nn.Module, weight: float, bias: float, generator: torch.
             _draw(layer.weight, math.sqrt(weight / fan_in(layer)), generator)
             if layer.bias is not None:
                 _draw(layer.bias, math.sqrt(bias), generator)
+        elif isinstance(layer, LocallyConnected):
+            _draw(layer.weight, math.sqrt(weight / layer.weight.shape[1]), generator)
 
 
 def fan_in(layer: nn.Module) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tangency.program.axes import Axis
@@ -109,6 +110,14 @@ class Layout:
         indices = [self.index("right", a) for a in there.left]
         indices += [self.index("left", b) for b in there.free_right]
         return place(part, indices, self.rank)
+
+    def equal(self, a: Axis, b: Axis, like: Tensor) -> Tensor:
+        """Whether a left and a right position are equal, to broadcast with a block `like`."""
+        i, j = self.index("left", a), self.index("right", b)
+        if i == j:
+            return torch.ones((1,) * like.dim(), dtype=torch.bool, device=like.device)
+        eye = torch.eye(a.size, dtype=torch.bool, device=like.device)
+        return place(eye[(...,) + (None,) * (like.dim() - self.rank)], [i, j], self.rank)
 
     def side(self, values: Tensor, which: Which) -> Tensor:
         """A quantity `(*lead, *positions, n)` of one value over the block's position dimensions."""

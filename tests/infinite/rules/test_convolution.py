@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.infinite.convolutional import Architecture
+from tests.infinite.convolutional import Architecture, LocallyConnected
 from tests.infinite.images import BIAS, INIT, WEIGHT, assert_same, images
 from tests.infinite.test_convolutional_monte_carlo import (
     WIDE,
@@ -169,6 +169,18 @@ def test_spellings_of_one_function(name: str) -> None:
     if name.startswith("a 2-d"):
         other = [nn.Unflatten(3, (1, 6)), other[0], *other[1:]]
     assert_same(pair(cnn(*one)), pair(cnn(*other)))
+
+
+def test_locally_connected_and_flatten_are_a_convolution_and_flatten() -> None:
+    """Only equal positions are compared there; under pooling all are, and filters differ."""
+
+    def after(layer: nn.Module, *end: nn.Module) -> KernelPair:
+        return pair(cnn(layer, nn.Flatten(2), nn.ReLU(), *end))
+
+    local, shared = LocallyConnected(8, 8, (2, 3), 16), nn.Conv2d(8, 8, (2, 3), bias=False)
+    assert_same(after(local), after(shared))
+    pooled = [after(layer, nn.AdaptiveAvgPool1d(1)).nngp for layer in (local, shared)]
+    assert float((pooled[0] - pooled[1]).abs().max()) > 1e-3
 
 
 def test_circular_padding_is_translation_invariant() -> None:

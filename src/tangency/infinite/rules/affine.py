@@ -18,7 +18,7 @@ from tangency.infinite.values.weight import Weight, WeightInput
 from tangency.program.axes import Axis, resolve, size_of
 from tangency.program.sites import ParameterUse, Site
 
-__all__ = ["affine", "bias_term", "signature"]
+__all__ = ["affine", "bias_term", "signature", "weight_input"]
 
 
 @rule("linear", "addmm")
@@ -41,7 +41,7 @@ def _weight(lowering: Lowering, node: fx.Node, site: Site, start: int, length: i
         lowering.program.atoms(node, "position"),
         (*_rows(site.weight, start), length),
         lowering.parameters.weight(site.weight, fan_in, fan_out),
-        _source(lowering, node, site.input),
+        weight_input(lowering, node, site.input),
     )
 
 
@@ -62,7 +62,7 @@ def _fans(lowering: Lowering, site: Site) -> tuple[int, int]:
     return (rows, columns) if site.weight.transposed else (columns, rows)
 
 
-def _source(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightInput:
+def weight_input(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightInput:
     """What the weight contracts: the last dimension of its input."""
     atoms = resolve(lowering.program.axes[source][-1])
     if lowering.program.nature[source] == "parameter":

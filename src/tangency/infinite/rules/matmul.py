@@ -9,6 +9,7 @@ from torch import fx
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules import aggregation, attention
 from tangency.infinite.rules.affine import affine
+from tangency.infinite.rules.unshared import unshared
 from tangency.infinite.values.value import Value
 
 
@@ -16,7 +17,8 @@ from tangency.infinite.values.value import Value
 def matmul(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """With a weight; with a matrix of data or constants; or of two random values (attention)."""
     if node in lowering.program.sites:
-        return affine(lowering, node, start, length)
+        own = lowering.program.sites[node].role == "unshared"
+        return (unshared if own else affine)(lowering, node, start, length)
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
     natures = {lowering.program.nature[left], lowering.program.nature[right]}
     if "parameter" in natures:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tangency.errors import UnsupportedOperation
-from tangency.infinite.layout import Block, Layout, Moments, Positions, place
+from tangency.infinite.layout import Block, Layout, Moments, Positions
 from tangency.infinite.values.concrete import product_of_means
 from tangency.infinite.values.position import Ask, Covariance, untied
 from tangency.infinite.values.value import Value
@@ -111,11 +111,7 @@ class Copies(Value):
         zero = pairs.number(0.0, layout)
         same = torch.ones_like(zero, dtype=torch.bool)
         for a, b in zip(self.axes, other.axes, strict=True):
-            i, j = layout.index("left", a), layout.index("right", b)
-            if i != j:
-                eye = torch.eye(a.size, dtype=torch.bool, device=zero.device)
-                shape = place(eye, [i, j], layout.rank).shape
-                same = same & eye.reshape(*shape, *[1] * (zero.dim() - layout.rank))
+            same = same & layout.equal(a, b, zero)
         return same
 
     def _product_of_means(self, other: Value, layout: Layout, pairs: Pairs) -> Tensor | float:
