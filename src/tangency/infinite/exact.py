@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tangency import tiles
 from tangency.infinite.evaluation import FEWEST, CompiledBlock, evaluate
+from tangency.infinite.fused import Fusion
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.planning import EvaluationPlan, plan
@@ -49,9 +50,13 @@ class Evaluation:
         self.compile = compile
         self._compiled: CompiledBlock | None = None
         self._compile_failed = False
+        self._fusion = Fusion(output, program, compile)
 
     def pair(self, rows: Side, columns: Side, *, symmetric: bool) -> KernelPair:
         """Both kernels between two sides, shape `(n1, n2, *P, *P)`."""
+        fused = self._fusion.kernel(rows, columns)
+        if fused is not None:
+            return self._with_diagonal(fused(rows, columns), rows, symmetric and fused.diagonal)
         sizes = [axis.size for axis in (*self.positions, *self.positions)]
         shape = (rows.count, columns.count, *sizes)
         kernels = [torch.empty(shape, dtype=rows.dtype, device=rows.device) for _ in range(2)]
@@ -63,9 +68,13 @@ class Evaluation:
                     full = self._arrange(block, *tile.shape)
                     tiles.fill(kernel, tile, full, symmetric=symmetric)
                 advance()
-        if symmetric and not self.positions:
-            for kernel, exact in zip(kernels, self.diagonal(rows), strict=True):
-                kernel.diagonal().copy_(exact)
+        return self._with_diagonal(kernels, rows, symmetric and not self.positions)
+
+    def _with_diagonal(self, kernels: Sequence[Tensor], rows: Side, exact: bool) -> KernelPair:
+        """The kernels, with the diagonal from its own recursion if `exact`."""
+        if exact:
+            for kernel, diagonal in zip(kernels, self.diagonal(rows), strict=True):
+                kernel.diagonal().copy_(diagonal)
         return KernelPair(*kernels)
 
     def whole(self, pairs: Pairs, n1: int, n2: int, *, symmetric: bool) -> KernelPair:

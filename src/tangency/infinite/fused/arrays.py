@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tangency.infinite.fused.geometry import Geometry, Level
 from tangency.infinite.fused.graph import Kind, Node
-from tangency.infinite.fused.schedule import Array
 from tangency.infinite.fused.run import Run
+from tangency.infinite.fused.schedule import Array
 from tangency.infinite.layout import place
 from tangency.infinite.side import Side
 from tangency.program.axes import Axis

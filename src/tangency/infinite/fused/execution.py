@@ -6,20 +6,19 @@ import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tangency import tiles
 from tangency.infinite.fused.arrays import SideArrays
+from tangency.infinite.fused.chain_sums import ChainSums
 from tangency.infinite.fused.compiler import compiled
 from tangency.infinite.fused.functions import Functions
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.head import head_bytes, head_source
 from tangency.infinite.fused.loops import PRELUDE
-from tangency.infinite.fused.plan import Plan, plan
 from tangency.infinite.fused.memory import address, integer, pointers, zeros
+from tangency.infinite.fused.plan import Plan, plan
 from tangency.infinite.fused.runner import TASKS, Runner
 from tangency.infinite.fused.source import chain_source, slices_source
 from tangency.infinite.fused.symbolic import traced_output
@@ -30,7 +29,7 @@ from tangency.infinite.values.value import Value
 
 __all__ = ["FusedKernel"]
 
-TILE = 1024
+TILE = 512
 """Rows and columns of the head that are computed at a time."""
 
 
@@ -52,18 +51,27 @@ class FusedKernel:
         self.dtype = rows.dtype
         self.source = _source(self.plan)
         self._library = compiled(self.source)
+        self._runners = [
+            Runner(self._library, f"chain{k}", chain) for k, chain in enumerate(self.plan.chains)
+        ]
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether a recursion for single examples is cheap: it needs equal positions only.
+
+        It is exact to the last bit. Means and pooling need the covariances between all positions of
+        an example, and what is computed here for pairs of equal examples differs by rounding only.
+        """
+        return not any(c.weights is not None or len(c.runs) > 1 for c in self.plan.chains)
 
     def __call__(self, rows: Side, columns: Side) -> tuple[Tensor, Tensor]:
         """NNGP and NTK of all pairs, `(n1, n2)`; symmetric where both sides are one."""
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             known: dict[Node, Tensor] = {}
-            for k, chain in enumerate(self.plan.chains):
-                runner = Runner(self._library, f"chain{k}", chain)
-                inputs = [runner.inputs(r, rows, columns) for r in range(len(chain.runs))]
-                pairs = _pairs(rows.count, columns.count, symmetric=rows is columns)
-                sums = runner.sums(pairs, inputs, pool)
-                for leaf, root in chain.leaves:
-                    known[leaf] = _matrix(leaf, pairs, sums[:, root], rows, columns)
+            for chain, runner in zip(self.plan.chains, self._runners, strict=True):
+                sums = ChainSums(chain, runner, (rows, columns), pool)
+                sums.tell_second_moments(head=bool(self.plan.head.schedule.arrays))
+                known.update(sums.matrices())
             return self._head(rows, columns, known, pool)
 
     def _head(
@@ -71,7 +79,7 @@ class FusedKernel:
     ) -> tuple[Tensor, Tensor]:
         shape, symmetric = (rows.count, columns.count), rows is columns
         roots = self.plan.head.roots
-        results = [torch.zeros(shape, dtype=rows.dtype) for _ in range(2)]
+        results = [torch.empty(shape, dtype=rows.dtype) for _ in roots]
         mine, yours = self._vectors(rows, Kind.LEFT), self._vectors(columns, Kind.RIGHT)
         for tile in tiles.plan(*shape, TILE, symmetric=symmetric):
             matrices = [
@@ -81,9 +89,9 @@ class FusedKernel:
             left = [t[tile.rows] if k else t for k, t in mine]
             right = [t[tile.columns] if k else t for k, t in yours]
             self._table(left, right, matrices, made, pool)
-            for result, block in zip(results, made, strict=False):
+            for result, block in zip(results, made, strict=True):
                 tiles.fill(result, tile, block.to(rows.dtype), symmetric=symmetric)
-        return results[0], results[1]
+        return results[0], results[1] if len(results) > 1 else torch.zeros_like(results[0])
 
     def _vectors(self, side: Side, kind: str) -> list[tuple[bool, Tensor]]:
         arrays = SideArrays(side, kind)
@@ -128,36 +136,13 @@ class FusedKernel:
 
 def _source(planned: Plan) -> str:
     functions = Functions()
-    runs = []
+    parts = [head_source(planned.head, functions)]
     for c, chain in enumerate(planned.chains):
         for k, run in enumerate(chain.runs):
-            runs.append(slices_source(f"chain{c}_{k}", run, functions))
-        runs.append([chain_source(f"chain{c}", chain.runs)])
-    parts = [head_source(planned.head), *("\n".join(map(str, lines)) for lines in runs)]
-    return "\n\n".join([PRELUDE, functions.text(), *parts])
-
-
-def _pairs(n1: int, n2: int, *, symmetric: bool) -> NDArray[np.int64]:
-    """Indices of all pairs of examples, or of those on one side of the diagonal."""
-    i, j = np.triu_indices(n1) if symmetric else np.indices((n1, n2)).reshape(2, -1)
-    return np.stack([i, j], axis=1).astype(np.int64)
-
-
-def _matrix(
-    leaf: Node,
-    pairs: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    rows: Side,
-    columns: Side,
-) -> Tensor:
-    """Sums of pairs as a matrix, `(n1, n2)`."""
-    values = torch.from_numpy(np.ascontiguousarray(sums)).to(leaf.dtype)
-    matrix = torch.empty(rows.count, columns.count, dtype=leaf.dtype)
-    i, j = torch.from_numpy(pairs).unbind(1)
-    matrix[i, j] = values
-    if rows is columns:
-        matrix[j, i] = values
-    return matrix
+            parts.append(slices_source(f"chain{c}_{k}", run, functions))
+        parts.append([chain_source(f"chain{c}", chain.runs)])
+    texts = ["\n".join(map(str, lines)) for lines in parts]
+    return "\n\n".join([PRELUDE, functions.text(), *texts])
 
 
 def _in_parts(count: int, part: Callable[[int, int], None], pool: ThreadPoolExecutor) -> None:

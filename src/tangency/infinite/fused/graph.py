@@ -14,6 +14,7 @@ import torch
 
 from tangency.infinite.layout import Ties
 from tangency.infinite.values.concrete import Concrete
+from tangency.infinite.values.value import Value
 from tangency.infinite.values.window import Window
 from tangency.program.axes import Axis
 
@@ -73,10 +74,12 @@ class Reduction:
         axes: that are summed over, in order.
         weights: if the sum is over all pairs of positions, the weights of the positions along each
             axis; None if it is over equal positions only.
+        value: the mean whose second moment a sum over all pairs of positions is.
     """
 
     axes: tuple[Axis, ...]
     weights: tuple[tuple[float, ...], ...] | None = None
+    value: Value | None = None
 
 
 @dataclass(eq=False)
@@ -155,12 +158,26 @@ def deduplicated(roots: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def _folded(node: Node) -> Node:
-    """A pointwise node of numbers alone as a number."""
-    if node.kind != Kind.POINTWISE or any(n.kind != Kind.CONSTANT for n in node.inputs):
+    """A pointwise node of numbers alone as a number; x * 1 and x + 0 as x."""
+    if node.kind != Kind.POINTWISE or node.function is None:
         return node
-    assert node.function is not None
+    if any(n.kind != Kind.CONSTANT for n in node.inputs):
+        return _without_neutral(node)
     values = [
         torch.tensor(a.detail, dtype=a.dtype) if isinstance(a, Node) else a for a in node.arguments
     ]
     number = float(node.function(*values, **node.keywords))
     return Node(Kind.CONSTANT, node.dtype, detail=number)
+
+
+def _without_neutral(node: Node) -> Node:
+    name = node.function.overloadpacket.__name__  # type: ignore[union-attr]
+    neutral = {"mul": 1.0, "add": 0.0}.get(name)
+    if neutral is None or len(node.arguments) != 2:
+        return node
+    for number, other in (node.arguments, node.arguments[::-1]):
+        value = number.detail if isinstance(number, Node) else number
+        constant = not isinstance(number, Node) or number.kind == Kind.CONSTANT
+        if constant and value == neutral and isinstance(other, Node) and other.dtype == node.dtype:
+            return other
+    return node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tangency.infinite.fused.functions import constant
+from tangency.infinite.fused.functions import Call, Functions, Piece
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
 from tangency.infinite.fused.operations import c_type
@@ -33,14 +33,14 @@ def head_bytes(head: Head) -> int:
     return max(1, len(_places(head))) * CHUNK * torch.float64.itemsize
 
 
-def head_source(head: Head) -> str:
+def head_source(head: Head, functions: Functions) -> list[str | Call]:
     """The function `head`, which fills rows `first` to `last` and columns `begin` to `end`.
 
     Rows and columns are numbered from the first of the matrices, whose rows are `width` apart;
     `left` and `right` point at the first row's and column's quantities.
     """
     places = _places(head)
-    lines = [_SIGNATURE, "{"]
+    lines: list[str | Call] = [_SIGNATURE, "{"]
     for node, k in places.items():
         kind = c_type(node.dtype)
         lines.append(f"{kind} *b{k} = ({kind} *)(scratch + {k * CHUNK * 8}L);")
@@ -54,8 +54,8 @@ def head_source(head: Head) -> str:
     lines += _pointers(head)
     for step in head.schedule.steps:
         assert isinstance(step, Loop)
-        lines += _loop(step, head, places)
-    return "\n".join([*lines, "}", "}", "}"])
+        lines.append(_loop(step, head, places, functions))
+    return [*lines, "}", "}", "}"]
 
 
 def _pointers(head: Head) -> list[str]:
@@ -73,26 +73,33 @@ def _pointers(head: Head) -> list[str]:
     return lines
 
 
-def _loop(loop: Loop, head: Head, places: dict[Node, int]) -> list[str]:
+def _loop(loop: Loop, head: Head, places: dict[Node, int], functions: Functions) -> Call:
+    body = statements(loop)
+    kinds, arguments = ["long"], ["count"]
     reads: dict[Node, str] = {}
-    for node in (source for n in loop.nodes for source in n.inputs):
-        index = head.schedule.array(node, ())
-        if index is not None:
-            is_left = head.schedule.arrays[index].side == Kind.LEFT
-            reads[node] = f"l{index}" if is_left else f"r{index}[e]"
-        elif node in head.matrices:
-            reads[node] = f"m{head.matrices.index(node)}[e]"
-        elif node in head.roots:
-            reads[node] = f"o{head.roots.index(node)}[e]"
-        elif node in places:
-            reads[node] = f"b{places[node]}[e]"
-    stores = {
-        node: f"o{head.roots.index(node)}[e]" if node in head.roots else f"b{places[node]}[e]"
-        for node in loop.stores
-    }
-    inner = statements(loop)
-    lines = ["#pragma GCC ivdep", "for (long e = 0; e < count; e++) {"]
-    text = "\n".join([*lines, *inner.text(reads, stores), "}"])
-    for k, (_, value) in enumerate(inner.constants):
-        text = text.replace(constant(k), value)
-    return [text]
+    for node in body.reads:
+        name = _source(node, head, places)
+        if name.startswith("l"):  # the same number for all columns
+            reads[node] = f"p{len(kinds)}"
+            kinds.append(f"const {c_type(node.dtype)}")
+        else:
+            reads[node] = f"p{len(kinds)}[e]"
+            kinds.append(f"const {c_type(node.dtype)} *restrict")
+        arguments.append(name)
+    stores: dict[Node, str] = {}
+    for node in loop.stores:
+        stores[node] = f"p{len(kinds)}[e]"
+        kinds.append(f"{c_type(node.dtype)} *restrict")
+        arguments.append(_source(node, head, places))
+    text = ["#pragma GCC ivdep", "for (long e = 0; e < p0; e++) {", *body.text(reads, stores), "}"]
+    return functions.add(Piece(tuple(kinds), "\n".join(text), tuple(arguments), body.constants))
+
+
+def _source(node: Node, head: Head, places: dict[Node, int]) -> str:
+    """Where a node's numbers are."""
+    index = head.schedule.array(node, ())
+    if index is not None:
+        return ("l" if head.schedule.arrays[index].side == Kind.LEFT else "r") + str(index)
+    if node in head.matrices:
+        return f"m{head.matrices.index(node)}"
+    return f"o{head.roots.index(node)}" if node in head.roots else f"b{places[node]}"

@@ -53,7 +53,8 @@ def plan(tracer: Tracer, roots: tuple[Node, ...]) -> Plan:
     Raises:
         NotFusable: it is not local in the offset.
     """
-    cut, sums = _cut(deduplicated(tuple(_operation(root) for root in roots)), Kind.REDUCE)
+    merged = tuple(_operation(root) for root in deduplicated(roots))
+    cut, sums = _cut(merged, Kind.REDUCE)
     groups: dict[object, list[Node]] = {}
     for leaf in sums:
         detail = leaf.detail.detail

@@ -40,8 +40,8 @@ class Map:
             return None
         return tuple(tuple(matrix[0].tolist()) for matrix in self.matrices)
 
-    def pooling(self) -> tuple[Pooling, float]:
-        """The pooling of blocks that this is, and the factor of its sums.
+    def pooling(self, value: Value, *, moment: bool) -> Pooling:
+        """The pooling of blocks that `value` is.
 
         Raises:
             NotFusable: windows that overlap, or differ in size or weight.
@@ -54,7 +54,7 @@ class Map:
             width, weight = _blocks(matrix)
             widths.append(width)
             factor *= weight**2
-        return Pooling(self.source.positions, tuple(targets), tuple(widths)), factor
+        return Pooling(value, moment, factor, self.source.positions, tuple(targets), tuple(widths))
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,17 @@ class Pooling:
     """Sums over windows that lie side by side.
 
     Attributes:
+        value: the pooled value.
+        moment: whether its moment is meant, and not its NTK.
+        factor: of the sums in its second moments.
         axes: position axes of the source.
         targets: the axes that count the windows.
         widths: how many positions a window has along each.
     """
 
+    value: Value
+    moment: bool
+    factor: float
     axes: tuple[Axis, ...]
     targets: tuple[Axis, ...]
     widths: tuple[int, ...]

@@ -14,12 +14,12 @@ from torch import Tensor
 from tangency.infinite.fused.arrays import SideArrays
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.graph import Kind
-from tangency.infinite.fused.memory import Pointers, address, integer, pointers, table, zeros
+from tangency.infinite.fused.memory import address, integer, pointers, table, zeros
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.fused.tables import Sweep, sweeps
 from tangency.infinite.side import Side
 
-__all__ = ["Runner"]
+__all__ = ["Inputs", "Runner"]
 
 TASKS = 8
 """Pieces of work per thread, so that the threads end together."""
@@ -29,7 +29,7 @@ Sums = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """What a run reads of two sides."""
 
     left: list[Tensor]
@@ -51,12 +51,12 @@ class Runner:
         self._scratch = [Buffers(run).bytes for run in chain.runs]
         self._guard = max(Buffers(run).guard for run in chain.runs) * 8
 
-    def inputs(self, index: int, rows: Side, columns: Side) -> _Inputs:
+    def inputs(self, index: int, rows: Side, columns: Side) -> Inputs:
         """The quantities of single examples that a run reads."""
         run = self._chain.runs[index]
-        return _Inputs(_quantities(run, rows, Kind.LEFT), _quantities(run, columns, Kind.RIGHT))
+        return Inputs(_quantities(run, rows, Kind.LEFT), _quantities(run, columns, Kind.RIGHT))
 
-    def sums(self, pairs: Pairs, inputs: list[_Inputs], pool: ThreadPoolExecutor) -> Sums:
+    def sums(self, pairs: Pairs, inputs: list[Inputs], pool: ThreadPoolExecutor) -> Sums:
         """The last run's sums over positions of each pair of examples, `(pairs, roots)`."""
         everywhere = self._chain.weights is not None
         swept = sweeps(self._chain, len(self._chain.runs) - 1, everywhere=everywhere)
@@ -67,9 +67,9 @@ class Runner:
         return np.stack(found)
 
     def diagonal(
-        self, index: int, count: int, inputs: list[_Inputs], pool: ThreadPoolExecutor
+        self, index: int, root: int, count: int, inputs: list[Inputs], pool: ThreadPoolExecutor
     ) -> NDArray[np.generic]:
-        """The sums over windows of a run's first root, of each example with itself at equal
+        """The sums over windows of one of a run's roots, a moment, of each example with itself at equal
         positions, `(examples, rows, columns)`.
         """
         swept = sweeps(self._chain, index, everywhere=False)
@@ -80,13 +80,13 @@ class Runner:
         found = []
         for i in range(count):
             _, dense = self._one(np.array([i, i]), inputs, swept, pool)
-            found.append(dense[run.first].view(np.float64).reshape(shape).copy())
+            found.append(dense[run.first + root].view(np.float64).reshape(shape).copy())
         return np.stack(found)
 
     # -- many pairs ----------------------------------------------------------------------------
 
     def _by_pairs(
-        self, pairs: Pairs, inputs: list[_Inputs], swept: list[Sweep], pool: ThreadPoolExecutor
+        self, pairs: Pairs, inputs: list[Inputs], swept: list[Sweep], pool: ThreadPoolExecutor
     ) -> Sums:
         """Each thread takes some pairs through all runs."""
         total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
@@ -121,7 +121,7 @@ class Runner:
     def _one(
         self,
         pair: NDArray[np.int64],
-        inputs: list[_Inputs],
+        inputs: list[Inputs],
         swept: list[Sweep],
         pool: ThreadPoolExecutor,
     ) -> tuple[Sums, list[NDArray[np.uint8]]]:
@@ -149,7 +149,7 @@ class Runner:
                     dense[block].view(kind)[:] += more.view(kind)
         return sums, dense
 
-    def _call(self, index: int, pair: NDArray[np.int64], inputs: _Inputs, sweep: Sweep):  # type: ignore[no-untyped-def]
+    def _call(self, index: int, pair: NDArray[np.int64], inputs: Inputs, sweep: Sweep):  # type: ignore[no-untyped-def]
         function = getattr(self._library, f"{self._name}_{index}")
         fixed = pointers(inputs.left), pointers(inputs.right), table(sweep.tables)
 

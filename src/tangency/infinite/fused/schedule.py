@@ -7,9 +7,9 @@ once per example (`Array`), and what depends on both sides' arrays alone is comp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 
@@ -98,21 +98,53 @@ def whole(roots: tuple[Node, ...]) -> Schedule:
     """Plan what depends on no position: loops over the pairs of examples, none too long."""
     nodes = list(each(roots))
     sides = _dependence(nodes)
-    mixed = [n for n in nodes if "pair" in sides[n] or len(sides[n]) > 1]
-    operations = [n for n in mixed if n.kind == Kind.POINTWISE]
-    count = -(-len(operations) // LONGEST)
-    loops = []
-    for k in range(count):
-        part = operations[k * len(operations) // count : (k + 1) * len(operations) // count]
-        loops.append(Loop((), part))
     users = uses(roots)
-    for loop in loops:
-        inside = set(loop.nodes)
-        for node in loop.nodes:
-            if node in roots or any(user not in inside for user in users[node]):
-                loop.stores.append(node)
-    steps: list[Step] = list(loops)
+    operations = [n for n in nodes if n.kind == Kind.POINTWISE and "pair" in sides[n]]
+    steps: list[Step] = []
+    for part in _cut(_by_depth(operations), users):
+        loop = Loop(())
+        for node in part:
+            loop.nodes += [n for n in _free_inputs(node, sides) if n not in loop.nodes]
+            loop.nodes.append(node)
+        inside = set(part)
+        loop.stores = [n for n in part if n in roots or any(u not in inside for u in users[n])]
+        steps.append(loop)
     return Schedule(steps, _arrays(steps, sides), [], _lifetimes(steps, roots))
+
+
+def _by_depth(operations: list[Node]) -> list[Node]:
+    """Operations in an order in which what belongs to one layer stands together."""
+    depth: dict[Node, int] = {}
+    for node in operations:
+        depth[node] = 1 + max((depth[n] for n in node.inputs if n in depth), default=0)
+    return sorted(operations, key=lambda n: depth[n])
+
+
+def _cut(operations: list[Node], users: dict[Node, list[Node]]) -> list[list[Node]]:
+    """Parts of about `LONGEST` operations, cut where few numbers have to be kept."""
+    position = {node: k for k, node in enumerate(operations)}
+    change = [0] * (len(operations) + 1)
+    for node in operations:
+        last = max((position[u] for u in users[node] if u in position), default=position[node])
+        change[position[node] + 1] += 1
+        change[last + 1] -= last > position[node]
+        change[position[node] + 1] -= last == position[node]
+    alive = list(itertools.accumulate(change))
+    parts, start = [], 0
+    while len(operations) - start > LONGEST * 3 // 2:
+        end = min(range(start + LONGEST // 2, start + LONGEST * 3 // 2), key=lambda k: alive[k])
+        parts.append(operations[start:end])
+        start = end
+    return [*parts, operations[start:]]
+
+
+def _free_inputs(node: Node, sides: dict[Node, frozenset[str]]) -> list[Node]:
+    """Inputs that depend on the arrays of both sides only, computed in the loop itself."""
+    free: list[Node] = []
+    for source in node.inputs:
+        if sides[source] == {Kind.LEFT, Kind.RIGHT}:
+            free += [*_free_inputs(source, sides), source]
+    return free
 
 
 class _Planner:
@@ -157,7 +189,7 @@ class _Planner:
         ordered = [n for n in self.nodes if n in self.phase]
         steps: list[Step] = [Gather(n) for n in ordered if n.kind == Kind.DATA]
         ordered.sort(key=lambda n: self.phase[n])
-        for _, group in groupby(ordered, key=lambda n: self.phase[n]):
+        for _, group in itertools.groupby(ordered, key=lambda n: self.phase[n]):
             steps.extend(self._phase_steps(list(group)))
         return steps
 
@@ -171,21 +203,13 @@ class _Planner:
             if node.kind != Kind.POINTWISE:
                 continue
             loop = loops.setdefault(self.level(node), Loop(self.level(node)))
-            for free in self._free_inputs(node):
+            for free in _free_inputs(node, self.sides):
                 if free not in loop.nodes:
                     loop.nodes.append(free)
             loop.nodes.append(node)
             if self.stored(node):
                 loop.stores.append(node)
         yield from loops.values()
-
-    def _free_inputs(self, node: Node) -> list[Node]:
-        """Inputs that depend on the arrays of both sides only, computed in the loop itself."""
-        free: list[Node] = []
-        for source in node.inputs:
-            if source not in self.phase and {Kind.LEFT, Kind.RIGHT} <= self.sides[source]:
-                free += [*self._free_inputs(source), source]
-        return free
 
 
 def _arrays(steps: list[Step], sides: dict[Node, frozenset[str]]) -> list[Array]:

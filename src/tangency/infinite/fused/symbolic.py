@@ -12,13 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable, Reduction, each
+from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable, Reduction
 from tangency.infinite.fused.pooling import Map, mapping
 from tangency.infinite.fused.trace import (
     EXAMPLES,
     Label,
     Traced,
     Tracer,
+    WindowFound,
     multiple,
     traced,
 )
@@ -27,6 +28,7 @@ from tangency.infinite.pairs import Pairs
 from tangency.infinite.side import DATA, Side
 from tangency.infinite.values.composite import Composite
 from tangency.infinite.values.concrete import Concrete
+from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.program.axes import Axis
@@ -44,10 +46,10 @@ def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tup
         raise NotFusable("an output with positions")
     if rows.smooth or columns.smooth:
         raise NotFusable("derivatives of the kernel")
-    tracer, roots = _traced(output, rows, columns, moments=False)
-    if any(node.kind in (Kind.WINDOW, Kind.POOL) for node in each(roots)):
+    try:
+        return _traced(output, rows, columns, moments=False)
+    except WindowFound:
         return _traced(output, rows, columns, moments=True)
-    return tracer, roots
 
 
 def _traced(
@@ -57,7 +59,7 @@ def _traced(
 
     That needs fewer quantities per position than the versines of all terms.
     """
-    tracer = Tracer()
+    tracer = Tracer(windows=moments)
     pairs = SymbolicPairs(rows, columns, tracer)
     pairs.smooth = moments
     found = pairs.of_sum(output) if moments else pairs.of_block(output)
@@ -143,6 +145,9 @@ class SymbolicPairs(Pairs):
         layout: Layout,
         wide: bool = False,
     ) -> Tensor:
+        if name == "sd" and isinstance(value, Bias) and not value.positions:
+            if isinstance(value.scale.forward, float):
+                return self.number(value.scale.forward**0.5, layout, wide=wide)
         if name == "amplitude" and isinstance(value, Sum):
             term = value.terms[cast(int, args[0])]
             if not term.coefficients:  # the same number everywhere
@@ -183,10 +188,11 @@ class SymbolicPairs(Pairs):
         maps = None if self.flipped else _both_mapped(u, v)
         if maps is None:
             return super().moments(u, v, ties)
-        return self._mapped(*maps, Layout(u.positions, v.positions, ties))
+        return self._mapped(u, *maps, Layout(u.positions, v.positions, ties))
 
-    def _mapped(self, mine: Map, yours: Map, layout: Layout) -> Moments | None:
+    def _mapped(self, value: Value, mine: Map, yours: Map, layout: Layout) -> Moments | None:
         """Sums over pairs of positions, from the covariance at equal positions."""
+        self._tracer.expect_windows()
         left, right = mine.source.positions, yours.source.positions
         ties = frozenset(zip(left, right, strict=True))
         moments = self.moments(mine.source, yours.source, ties)
@@ -196,24 +202,28 @@ class SymbolicPairs(Pairs):
             raise NotFusable("a pooled value at unequal positions")
         for a, b in layout.ties:
             self._tracer.identify(a, b)
-        summed = [None if x is None else self._summed(x, mine, layout) for x in moments]
-        assert summed[0] is not None
-        return Moments(summed[0], summed[1])
+        moment = self._summed(moments.moment, value, mine, layout, moment=True)
+        if moments.ntk is None:
+            return Moments(moment, None)
+        return Moments(moment, self._summed(moments.ntk, value, mine, layout, moment=False))
 
-    def _summed(self, values: Tensor, mapped: Map, layout: Layout) -> Traced:
+    def _summed(
+        self, values: Tensor, value: Value, mapped: Map, layout: Layout, *, moment: bool
+    ) -> Traced:
         if not isinstance(values, Traced):
             raise NotFusable("a covariance that does not depend on the data")
         source, weights, factor = mapped.source.positions, mapped.weights, 1.0
         if weights is not None:
-            detail: object = Reduction(source, weights)
+            detail: object = Reduction(source, weights, value if moment else None)
             node = Node(Kind.REDUCE, values.dtype, frozenset(), (values.node,), detail=detail)
         else:
-            pooling, factor = mapped.pooling()
+            pooling = mapped.pooling(value, moment=moment)
+            factor = pooling.factor
             axes = frozenset(pooling.targets)
             node = Node(Kind.POOL, values.dtype, axes, (values.node,), detail=pooling)
-        value = torch.full((*(a.size for a in layout.left), *EXAMPLES), 0.5, dtype=values.dtype)
+        like = torch.full((*(a.size for a in layout.left), *EXAMPLES), 0.5, dtype=values.dtype)
         labels: tuple[Label, ...] = (*layout.left, "n1", "n2")
-        return traced(value, multiple(node, factor), labels, self._tracer)
+        return traced(like, multiple(node, factor), labels, self._tracer)
 
     # -- the output ----------------------------------------------------------------------------
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tangency.infinite.fused.geometry import Extent, inside, reached
 from tangency.infinite.fused.run import Chain, Run
+from tangency.infinite.values.window import Window
+from tangency.program.axes import Axis
 
 __all__ = ["Sweep", "sweeps"]
 
 _ONE = Extent(0, 1, 1)
 """Stands for the rows of a run that has columns only."""
+
+_ANY = Axis("position", 1)
+"""Stands for the axes of windows that are alike."""
 
 Table = NDArray[np.generic]
 
@@ -132,7 +138,7 @@ def _sweep(
         np.stack([_weighted(rows, moduli[0], d, weights[0]) for d in down]),
         np.stack([_weighted(columns, moduli[1], d, weights[1]) for d in across]),
     ]
-    pairs = (_window(run, index, down, across) for index in range(len(run.windows)))
+    pairs = (_window(run, node.window, down, across) for node in run.windows)
     return Sweep(down, across, [*found, *itertools.chain.from_iterable(pairs), *lookups[:2]])
 
 
@@ -145,12 +151,33 @@ def _weighted(
     return product
 
 
-def _window(run: Run, index: int, down: list[int], across: list[int]) -> tuple[Table, Table]:
-    """Factors of a column window's taps in both types; the rows that a row window's taps read."""
-    window = run.windows[index].window
+def _window(run: Run, window: Window, down: list[int], across: list[int]) -> tuple[Table, Table]:
     source, target = run.geometry.windowed(window)
-    modulus = run.moduli[source.slot]
-    if source.slot == run.geometry.rank - 1:
+    any_axes = replace(window, source=_ANY, target=_ANY)
+    return _taps(
+        any_axes,
+        source,
+        target,
+        run.moduli[source.slot],
+        tuple(down),
+        tuple(across),
+        columns=source.slot == run.geometry.rank - 1,
+    )
+
+
+@lru_cache(maxsize=64)
+def _taps(
+    window: Window,
+    source: Extent,
+    target: Extent,
+    modulus: int,
+    down: tuple[int, ...],
+    across: tuple[int, ...],
+    *,
+    columns: bool,
+) -> tuple[Table, Table]:
+    """Factors of a column window's taps in both types; the rows that a row window's taps read."""
+    if columns:
         taps = np.stack([reached(window, source, target, modulus, d) for d in across])
         return taps.astype(np.float64), taps.astype(np.float32)
     taps = np.stack([reached(window, source, target, modulus, d).T for d in down])

@@ -18,7 +18,16 @@ from tangency.infinite.fused.operations import IDENTITIES, POINTWISE
 from tangency.infinite.values.window import Window, single_sum
 from tangency.program.axes import Axis
 
-__all__ = ["EXAMPLES", "Labels", "Traced", "Tracer", "multiple", "reduction", "traced"]
+__all__ = [
+    "EXAMPLES",
+    "Labels",
+    "Traced",
+    "Tracer",
+    "WindowFound",
+    "multiple",
+    "reduction",
+    "traced",
+]
 
 EXAMPLES = (2, 3)
 """Sizes of the batch dimensions of the tensors that are traced."""
@@ -29,12 +38,26 @@ Label = Axis | str | None
 Labels = tuple[Label, ...]
 
 
-class Tracer:
-    """What one trace remembers: leaves, and which axes were found to be the same."""
+class WindowFound(Exception):
+    """A window or a pool where none was expected."""
 
-    def __init__(self) -> None:
+
+class Tracer:
+    """What one trace remembers: leaves, and which axes were found to be the same.
+
+    Args:
+        windows: whether windows are expected; the first one raises `WindowFound` otherwise.
+    """
+
+    def __init__(self, *, windows: bool) -> None:
+        self._windows = windows
         self.leaves: dict[tuple[str, Hashable], Node] = {}
         self._same: dict[Axis, Axis] = {}
+
+    def expect_windows(self) -> None:
+        """Called where a window is met."""
+        if not self._windows:
+            raise WindowFound
 
     def representative(self, axis: Axis) -> Axis:
         """The axis that stands for all that were identified with `axis`."""
@@ -124,6 +147,8 @@ def _argument(argument: Any) -> Any:
         return argument.node
     if not isinstance(argument, Tensor):
         return argument
+    if argument.requires_grad:
+        raise NotFusable("a number with a gradient")
     if argument.numel() != 1:
         raise NotFusable("a tensor that is neither a quantity of a side nor a number")
     return Node(Kind.CONSTANT, argument.dtype, detail=float(argument))
@@ -239,6 +264,7 @@ def multiple(node: Node, factor: float, *, always: bool = False) -> Node:
 
 def _windowed(values: Traced, dim: int, window: Window) -> Traced:
     """The sum over a window's taps as one node."""
+    values.tracer.expect_windows()
     if window.insert != 1:
         raise NotFusable("a transposed convolution with a stride")
     result = single_sum(values.value, dim, window)

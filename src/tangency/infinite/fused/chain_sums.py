@@ -1,0 +1,96 @@
+"""What a chain of runs gives: sums over positions, and second moments of pooled values."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangency.infinite.fused.graph import Node
+from tangency.infinite.fused.run import Chain
+from tangency.infinite.fused.runner import Inputs, Runner
+from tangency.infinite.side import Side
+from tangency.infinite.values.value import Value
+
+__all__ = ["ChainSums"]
+
+
+class ChainSums:
+    """A chain on two sides."""
+
+    def __init__(
+        self, chain: Chain, runner: Runner, sides: tuple[Side, Side], pool: ThreadPoolExecutor
+    ) -> None:
+        self._chain = chain
+        self._runner = runner
+        self._sides = sides
+        self._pool = pool
+
+    def tell_second_moments(self, *, head: bool) -> None:
+        """Tell the sides the second moments of pooled values, which later quantities rest on.
+
+        The sides would find them from all covariances between positions.
+
+        Args:
+            head: whether something that follows on the chain asks for quantities of one side.
+        """
+        for side in dict.fromkeys(self._sides):
+            inputs: list[Inputs] = []
+            for index, run in enumerate(self._chain.runs):
+                inputs.append(self._runner.inputs(index, side, side))
+                if run.widths:
+                    self._tell_pooled(side, index, inputs)
+            means = [leaf.detail.detail.value for leaf, _ in self._chain.leaves]
+            if head and any(value is not None for value in means):
+                self._tell_means(side, inputs)
+
+    def _tell_pooled(self, side: Side, index: int, inputs: list[Inputs]) -> None:
+        pools = [node.detail for node in self._chain.pools[index]]
+        root = next(k for k, pooling in enumerate(pools) if pooling.moment)
+        pooling, run = pools[root], self._chain.runs[index]
+        found = self._runner.diagonal(index, root, side.count, inputs, self._pool)
+        slots = [run.geometry.extent(axis).slot for axis in pooling.axes]
+        by_slot = torch.from_numpy(found.reshape(len(found), *found.shape[-len(slots) :]))
+        ordered = by_slot.permute(0, *(slot + 1 for slot in slots))
+        sizes = tuple(slice(0, axis.size) for axis in pooling.targets)
+        moments = pooling.factor * ordered[(slice(None), *sizes)].movedim(0, -1)
+        _tell(side, pooling.value, moments)
+
+    def _tell_means(self, side: Side, inputs: list[Inputs]) -> None:
+        indices = np.arange(side.count)
+        sums = self._runner.sums(np.stack([indices, indices], axis=1), inputs, self._pool)
+        for leaf, root in self._chain.leaves:
+            value = leaf.detail.detail.value
+            if value is not None:
+                _tell(side, value, torch.from_numpy(np.ascontiguousarray(sums[:, root])))
+
+    def matrices(self) -> dict[Node, Tensor]:
+        """Sums over positions for all pairs, `(n1, n2)`, by the leaf of the head that they are."""
+        rows, columns = self._sides
+        symmetric = rows is columns
+        pairs = _pairs(rows.count, columns.count, symmetric=symmetric)
+        inputs = [self._runner.inputs(k, rows, columns) for k in range(len(self._chain.runs))]
+        sums = self._runner.sums(pairs, inputs, self._pool)
+        i, j = torch.from_numpy(pairs).unbind(1)
+        found: dict[Node, Tensor] = {}
+        for leaf, root in self._chain.leaves:
+            values = torch.from_numpy(np.ascontiguousarray(sums[:, root])).to(leaf.dtype)
+            matrix = torch.empty(rows.count, columns.count, dtype=leaf.dtype)
+            matrix[i, j] = values
+            if symmetric:
+                matrix[j, i] = values
+            found[leaf] = matrix
+        return found
+
+
+def _tell(side: Side, value: Value, moments: Tensor) -> None:
+    side.memo((value, "second_moment"), lambda: moments.clamp_min(0))
+
+
+def _pairs(n1: int, n2: int, *, symmetric: bool) -> NDArray[np.int64]:
+    """Indices of all pairs of examples, or of those on one side of the diagonal."""
+    i, j = np.triu_indices(n1) if symmetric else np.indices((n1, n2)).reshape(2, -1)
+    return np.stack([i, j], axis=1).astype(np.int64)
