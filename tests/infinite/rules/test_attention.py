@@ -140,6 +140,52 @@ class Queries(nn.Module):
         return self.head((q + y).flatten(1))
 
 
+class Weighted(nn.Module):
+    """nn.MultiheadAttention that returns its weights too: in plain operations, with a mask."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, out)
+        self.attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        mask = torch.full((x.shape[1], x.shape[1]), -math.inf, dtype=x.dtype).triu(1)
+        y, _ = self.attention(h, h, h, attn_mask=mask)
+        return self.head(y.mean(1))
+
+
+class RelativePositions(nn.Module):
+    """A table of biases per head and offset, as in Swin; products by einsum."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Linear(5, width), nn.Linear(width, 3 * width)
+        self.table = nn.Parameter(torch.zeros(5, HEADS))
+        self.register_buffer("offsets", torch.arange(3)[:, None] - torch.arange(3) + 2)
+        self.out, self.head = nn.Linear(width, width), nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (z.unflatten(-1, (HEADS, -1)) for z in self.qkv(self.stem(x)).chunk(3, dim=-1))
+        logits = torch.einsum("nihd,njhd->nhij", q * q.shape[-1] ** -0.5, k)
+        bias = self.table[self.offsets.view(-1)].view(3, 3, -1).permute(2, 0, 1)
+        z = (logits + 3 * bias.unsqueeze(0)).softmax(-1)
+        return self.head(self.out(torch.einsum("nhij,njhd->nihd", z, v).flatten(2)).mean(1))
+
+
+class EncoderDecoder(nn.Module):
+    """nn.Transformer: self-attention, cross attention, norms last."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, out)
+        self.layers = nn.Transformer(width, HEADS, 1, 1, 2 * width, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.head(self.layers(h, h[:, :2]).mean(1))
+
+
 def padded() -> Examples:
     padding = torch.zeros(4, 3, dtype=torch.bool)
     padding[1, 2:] = padding[3, 1:] = True
@@ -153,6 +199,9 @@ SAMPLED: dict[str, tuple[Factory, Examples]] = {
     "encoder": (lambda width, out: Encoder(width, out, first=False), series()),
     "encoder, norm first": (lambda width, out: Encoder(width, out, first=True), series()),
     "learned queries": (Queries, series()),
+    "weights returned": (Weighted, series()),
+    "relative positions": (RelativePositions, series()),
+    "encoder and decoder": (EncoderDecoder, series()),
 }
 
 

@@ -14,6 +14,7 @@ from tangency.infinite.rules import (
     pooling,
     positions,
     sampled,
+    selection,
     shuffling,
     structure,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "pooling",
     "positions",
     "sampled",
+    "selection",
     "shuffling",
     "structure",
 ]

@@ -39,18 +39,21 @@ def _weight(lowering: Lowering, node: fx.Node, site: Site, start: int, length: i
     fan_in, fan_out = _fans(lowering, site)
     return Weight(
         lowering.program.atoms(node, "position"),
-        (*_rows(site.weight, start), length),
+        (*_rows(lowering, site.weight, start), length),
         lowering.parameters.weight(site.weight, fan_in, fan_out),
         weight_input(lowering, node, site.input),
     )
 
 
-def _rows(use: ParameterUse, start: int) -> tuple[object, ...]:
+def _rows(lowering: Lowering, use: ParameterUse, start: int) -> tuple[object, ...]:
     """Which rows of a parameter (of which columns) a use takes from its `start` on."""
     if use.block is None:
-        return (use.name, use.transposed, None, start)
+        return (use.name, use.transposed, None, start, None)
     outer, inner = use.block[-1 if use.transposed else 0], use.block[0 if use.transposed else -1]
-    return (use.name, use.transposed, inner, outer.start + start, outer.step)
+    whole = len(inner) == lowering.parameters.value(use.name).shape[0 if use.transposed else -1]
+    first = outer.start + start * outer.step
+    step = None if outer.step == 1 else outer.step
+    return (use.name, use.transposed, None if whole else inner, first, step)
 
 
 def _fans(lowering: Lowering, site: Site) -> tuple[int, int]:

@@ -293,9 +293,11 @@ def _placed(values: Tensor, have: Positions, want: Positions) -> Tensor:
 # -- by hand -----------------------------------------------------------------------------------
 
 
-def product(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+def product(
+    lowering: Lowering, node: fx.Node, factors: tuple[fx.Node, fx.Node], start: int, length: int
+) -> Value:
     """Of two random values: logits q @ k.T, or values gathered by attention weights z @ v."""
-    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
+    left, right = factors
     axes = lowering.program.axes
     if any(a.kind == "width" for a in resolve(axes[right][-1])):
         keys = Axis("position", size_of(resolve(axes[left][-1])))

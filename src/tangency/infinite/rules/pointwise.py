@@ -47,14 +47,15 @@ def add(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     alpha = cast(float, argument(node, 2, "alpha", 1.0))
     name = base_name(node)
     first, second = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[name]
-    terms = _terms(lowering, node, 0, first, start, length)
-    terms += _terms(lowering, node, 1, second, start, length)
+    terms = operand_terms(lowering, node, 0, first, start, length)
+    terms += operand_terms(lowering, node, 1, second, start, length)
     return summed(_positions(lowering, node), terms)
 
 
-def _terms(
+def operand_terms(
     lowering: Lowering, node: fx.Node, index: int, number: float, start: int, length: int
 ) -> list[Term]:
+    """An argument of a node, times a number, as terms of a sum."""
     operand = node.args[index]
     if not isinstance(operand, fx.Node):
         return [Term(One(), number * cast(float, operand))]
@@ -62,8 +63,8 @@ def _terms(
     if nature == "random":
         return [Term(_operand(lowering, node, operand, start, length), number)]
     if nature == "parameter":
-        if _is_vector(lowering, node, operand):
-            site = lowering.program.sites[node]
+        site = lowering.program.sites.get(node)
+        if site is not None and _is_vector(lowering, node, operand):
             return [bias_term(lowering, site, start, length).scaled(number)]
         return [Term(_operand(lowering, node, operand, start, length), number)]
     if lowering.width(operand) == 1:
@@ -259,4 +260,6 @@ def convert(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value
     return composite(lowering, node, start, length)
 
 
-rule(*sorted(POINTWISE - {"add", "sub", "rsub", "neg", "mul", "div"}))(composite)
+_OWN_RULES = {"add", "sub", "rsub", "neg", "mul", "div", "where", "masked_fill"}
+
+rule(*sorted(POINTWISE - _OWN_RULES))(composite)
