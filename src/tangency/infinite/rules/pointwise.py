@@ -13,6 +13,7 @@ from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals.activations import closed_form
 from tangency.infinite.duals.piecewise import Step
 from tangency.infinite.duals.two_gaussians import dual_of_two
+from tangency.infinite.duals.two_gaussians_piecewise import PiecewiseLinearOfTwo
 from tangency.infinite.entries import entries_of
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
@@ -196,6 +197,8 @@ def _of_two(
 
     try:
         dual = dual_of_two(function)
+        if lowering.sample and not isinstance(dual, PiecewiseLinearOfTwo):
+            return None  # a series is numerical too, and costs more
         dual.moments(torch.ones(1), torch.ones(1))
     except UnsupportedOperation:
         return None
