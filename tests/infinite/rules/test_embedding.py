@@ -158,3 +158,16 @@ def test_a_tied_output_is_refused() -> None:
 
     with pytest.raises(UnsupportedOperation, match="tied to the embedding"):
         InfiniteKernel(Model(), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"scale_grad_by_freq": True}, "frequency"), ({"max_norm": 1.0}, "embedding")],
+)
+def test_options_that_change_the_gradient_are_refused(
+    options: dict[str, object], message: str
+) -> None:
+    table = nn.Embedding(8, 16, **options)  # type: ignore[arg-type]
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(UnsupportedOperation, match=message):
+        InfiniteKernel(model, TOKENS)
