@@ -131,10 +131,8 @@ class Buffers:
         lines.append("}")
         for k, node in enumerate(self._run.schedule.dense):
             rows, columns = self._run.shape(self._run.level(node))
-            kind = c_type(node.dtype)
-            lines.append(
-                f"const {kind} *g{k} = (const {kind} *)dense[{self._run.blocks[k]}] + s * {rows * columns}L;"
-            )
+            kind, block = c_type(node.dtype), f"dense[{self._run.blocks[k]}]"
+            lines.append(f"const {kind} *g{k} = (const {kind} *){block} + s * {rows * columns}L;")
         return lines
 
 

@@ -53,10 +53,12 @@ class ChainSums:
         pooling, run = pools[root], self._chain.runs[index]
         found = self._runner.diagonal(index, root, side.count, inputs, self._pool)
         slots = [run.geometry.extent(axis).slot for axis in pooling.axes]
-        by_slot = torch.from_numpy(found.reshape(len(found), *found.shape[-len(slots) :]))
+        shape = found.shape[-len(slots) :]
+        by_slot = torch.from_numpy(found.reshape(len(found), *shape))
         ordered = by_slot.permute(0, *(slot + 1 for slot in slots))
         sizes = tuple(slice(0, axis.size) for axis in pooling.targets)
-        moments = pooling.factor * ordered[(slice(None), *sizes)].movedim(0, -1)
+        kept = (slice(None), *sizes)
+        moments = pooling.factor * ordered[kept].movedim(0, -1)
         _tell(side, pooling.value, moments)
 
     def _tell_means(self, side: Side, inputs: list[Inputs]) -> None:

@@ -21,10 +21,10 @@ from tangency.program.operations import POINTWISE, base_name
 
 __all__ = ["Fusion"]
 
-PAYS = 1.5
+PAYS = 1.0
 """Seconds of eager evaluation from which tracing and compiling are worth their time."""
 
-SECONDS = {True: 4e-8, False: 1e-7}
+SECONDS = {True: 8e-8, False: 1e-7}
 """Of eager evaluation, per layer and entry of a covariance; without positions, or with them."""
 
 _JOINING = frozenset({"mean", "sum", *POOLS, *ADAPTIVE_POOLS})
@@ -93,4 +93,5 @@ class Fusion:
         power = 2 if any(name in _JOINING for name in names) else 1
         layers = 1 + sum(name in POINTWISE for name in names)
         pairs = rows.count * columns.count / (2 if rows is columns else 1)
-        return SECONDS[positions == 1] * pairs * positions**power * layers
+        entries: float = pairs * positions**power
+        return SECONDS[positions == 1] * entries * layers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,6 +28,10 @@ TASKS = 8
 
 Pairs = NDArray[np.int64]
 Sums = NDArray[np.float64]
+
+
+Slices = Callable[[list[NDArray[np.uint8]], range, int, int], tuple[Sums, list[NDArray[np.uint8]]]]
+"""Computes some slices of a pair: from the blocks, those that are its own, and the slices."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class Runner:
     def diagonal(
         self, index: int, root: int, count: int, inputs: list[Inputs], pool: ThreadPoolExecutor
     ) -> NDArray[np.generic]:
-        """The sums over windows of one of a run's roots, a moment, of each example with itself at equal
-        positions, `(examples, rows, columns)`.
+        """The sums over windows of a run's root, of each example with itself at equal positions.
+
+        The root is a moment; the shape is `(examples, rows, columns)`.
         """
         swept = sweeps(self._chain, index, everywhere=False)
         run = self._chain.runs[index]
@@ -111,7 +118,7 @@ class Runner:
 
         pieces = TASKS * torch.get_num_threads()
         cuts = [k * len(pairs) // pieces for k in range(pieces + 1)]
-        jobs = [pool.submit(part, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        jobs = [pool.submit(part, a, b) for a, b in itertools.pairwise(cuts)]
         for job in jobs:
             job.result()
         return total
@@ -136,10 +143,7 @@ class Runner:
                 pieces = min(pieces, torch.get_num_threads())  # each has blocks of its own
             own = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
             cuts = [p * len(sweep.across) // pieces * len(sweep.down) for p in range(pieces + 1)]
-            jobs = [
-                pool.submit(call, dense, own, a, b)
-                for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-            ]
+            jobs = [pool.submit(call, dense, own, a, b) for a, b in itertools.pairwise(cuts)]
             for job in jobs:
                 part, made = job.result()
                 if not run.widths:
@@ -149,7 +153,7 @@ class Runner:
                     dense[block].view(kind)[:] += more.view(kind)
         return sums, dense
 
-    def _call(self, index: int, pair: NDArray[np.int64], inputs: Inputs, sweep: Sweep):  # type: ignore[no-untyped-def]
+    def _call(self, index: int, pair: NDArray[np.int64], inputs: Inputs, sweep: Sweep) -> Slices:
         function = getattr(self._library, f"{self._name}_{index}")
         fixed = pointers(inputs.left), pointers(inputs.right), table(sweep.tables)
 

@@ -259,8 +259,8 @@ class _Writer:
                 "}",
                 "}",
             ]
-            kinds = ("const int *", "const int *", "const double *", "const double *")
-            kinds += (f"const {kind} *", f"{kind} *", "long")
+            tables_of = (*["const int *"] * 2, *["const double *"] * 2)
+            kinds = (*tables_of, f"const {kind} *", f"{kind} *", "long")
             arguments = (
                 f"(const int *)tables[{tables}] + down * {high}L",
                 f"(const int *)tables[{tables + 1}] + at * {wide}L",
@@ -288,8 +288,8 @@ def chain_source(name: str, runs: Sequence[Run]) -> str:
         "for (long pair = 0; pair < count; pair++) {",
     ]
     for k, run in enumerate(runs):
-        for root in range(len(run.roots) if run.widths else 0):
-            lines.append(f"memset(dense[{run.first + root}], 0, bytes[{run.first + root}]);")
+        made = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
+        lines += [f"memset(dense[{block}], 0, bytes[{block}]);" for block in made]
         lines.append(
             f"{name}_{k}(left[{k}], right[{k}], tables[{k}], scratch[{k}], dense, pairs[2 * pair],"
             f" pairs[2 * pair + 1], 0, counts[{k}], out + pair * {len(runs[-1].roots)});"

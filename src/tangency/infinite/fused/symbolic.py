@@ -36,6 +36,10 @@ from tangency.program.axes import Axis
 __all__ = ["SymbolicPairs", "traced_output"]
 
 
+_UNTRACEABLE = (RuntimeError, NotImplementedError, TypeError, AttributeError, AssertionError)
+"""What a rule may raise that looks at numbers, or at more of a side than its quantities."""
+
+
 def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tuple[Node, ...]]:
     """The graph of NNGP and NTK (where it is not zero) of a network's output without positions.
 
@@ -47,9 +51,12 @@ def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tup
     if rows.smooth or columns.smooth:
         raise NotFusable("derivatives of the kernel")
     try:
-        return _traced(output, rows, columns, moments=False)
-    except WindowFound:
-        return _traced(output, rows, columns, moments=True)
+        try:
+            return _traced(output, rows, columns, moments=False)
+        except WindowFound:
+            return _traced(output, rows, columns, moments=True)
+    except _UNTRACEABLE as error:
+        raise NotFusable(f"a rule that cannot be traced: {error}") from error
 
 
 def _traced(
@@ -146,8 +153,9 @@ class SymbolicPairs(Pairs):
         wide: bool = False,
     ) -> Tensor:
         if name == "sd" and isinstance(value, Bias) and not value.positions:
-            if isinstance(value.scale.forward, float):
-                return self.number(value.scale.forward**0.5, layout, wide=wide)
+            forward = value.scale.forward
+            if isinstance(forward, float):  # the same number everywhere
+                return self.number(forward**0.5, layout, wide=wide)
         if name == "amplitude" and isinstance(value, Sum):
             term = value.terms[cast(int, args[0])]
             if not term.coefficients:  # the same number everywhere

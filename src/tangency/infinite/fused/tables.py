@@ -1,4 +1,4 @@
-"""What depends on the offsets alone: which there are, existing positions, taps inside both images."""
+"""What depends on the offsets alone: which there are, which positions and taps are inside."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ move, add or spread dimensions leave no trace, for a node knows the axes along w
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -92,10 +92,10 @@ class Traced(Tensor):
     ) -> Any:
         if func is single_sum:
             return _windowed(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         keywords = kwargs or {}
@@ -104,8 +104,8 @@ class Traced(Tensor):
         name = func.overloadpacket.__name__
         if name in IDENTITIES:
             return traced(result, args[0].node, args[0].labels, args[0].tracer)
-        if name in _VIEWS:
-            labels = _VIEWS[name](args[0], result, *args[1:], **keywords)
+        if name in VIEWS:
+            labels = VIEWS[name](args[0], result, *args[1:], **keywords)
             return traced(result, args[0].node, labels, args[0].tracer)
         if name in _FILLS:
             return _filled(name, args, result)
@@ -118,7 +118,7 @@ class Traced(Tensor):
 
 def traced(value: Tensor, node: Node, labels: Labels, tracer: Tracer) -> Traced:
     """A traced tensor with the shape and type of `value`."""
-    tensor: Traced = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    tensor: Traced = torch.Tensor._make_wrapper_subclass(
         Traced, value.shape, dtype=value.dtype, device=value.device
     )
     tensor.value, tensor.node, tensor.labels, tensor.tracer = value, node, labels, tracer
@@ -208,7 +208,7 @@ def _expanded(tensor: Traced, result: Tensor, *_: Any, **__: Any) -> Labels:
     return (None,) * (result.dim() - tensor.dim()) + tensor.labels
 
 
-_VIEWS = {
+VIEWS: dict[str, Callable[..., Labels]] = {
     "permute": _permuted,
     "unsqueeze": _unsqueezed,
     "view": _reshaped,

@@ -1,0 +1,123 @@
+"""Networks whose covariance is local in the offset, up to pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["NETWORKS", "images"]
+
+WIDTH = 4
+
+
+class Residual(nn.Module):
+    """x + conv(relu(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(x))
+
+
+class Mean(nn.Module):
+    """The mean over all positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(2)
+
+
+def convolutional(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1), nn.ReLU(), *layers)
+
+
+def conv(kernel: int | tuple[int, int] = 3, **options: object) -> nn.Module:
+    return nn.Conv2d(WIDTH, WIDTH, kernel, **options)  # type: ignore[arg-type]
+
+
+def head(inputs: int = WIDTH) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(inputs, 1)]
+
+
+def pooled() -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), *head()]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "fully connected": (
+        lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1)
+        ),
+        (5,),
+    ),
+    "flattened": (lambda: convolutional(conv(padding=1), nn.LeakyReLU(0.1), *head(120)), (3, 5, 6)),
+    "pooled": (
+        lambda: convolutional(conv((3, 1), padding=(1, 0)), nn.ReLU(), *pooled()),
+        (3, 5, 6),
+    ),
+    "valid": (lambda: convolutional(conv(), nn.ReLU(), conv(2), nn.ReLU(), *pooled()), (3, 6, 7)),
+    "strided": (
+        lambda: convolutional(conv(stride=2, padding=1), nn.ReLU(), conv(5, padding=2), *pooled()),
+        (3, 7, 8),
+    ),
+    "uneven strides": (
+        lambda: convolutional(conv(stride=(1, 3), padding=1), nn.GELU(), *pooled()),
+        (3, 5, 7),
+    ),
+    "dilated": (
+        lambda: convolutional(conv(dilation=2, padding=2), nn.ReLU(), *pooled()),
+        (3, 6, 5),
+    ),
+    "residual": (
+        lambda: convolutional(conv(padding=1), Residual(WIDTH), Residual(WIDTH), *pooled()),
+        (3, 4, 6),
+    ),
+    "pools": (
+        lambda: convolutional(
+            nn.AvgPool2d(2),
+            conv(padding=1),
+            nn.ReLU(),
+            nn.AvgPool2d((1, 2)),
+            conv(padding=1),
+            nn.ReLU(),
+            *head(WIDTH * 6),
+        ),
+        (3, 7, 8),
+    ),
+    "pools and mean": (
+        lambda: convolutional(
+            nn.AvgPool2d(2),
+            conv(stride=2, padding=1),
+            nn.ReLU(),
+            Mean(),
+            nn.Linear(WIDTH, 8),
+            nn.ReLU(),
+            nn.Linear(8, 1),
+        ),
+        (3, 8, 6),
+    ),
+    "one dimension": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, WIDTH, 3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool1d(2),
+            nn.Conv1d(WIDTH, WIDTH, 3, padding=2),
+            nn.ReLU(),
+            Mean(),
+            nn.Linear(WIDTH, 1),
+        ),
+        (2, 11),
+    ),
+}
+
+
+def images(count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Smooth random fields, so that angles of all sizes occur."""
+    fields = torch.randn(count, *shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
+    if len(shape) == 3:
+        fields = F.avg_pool2d(fields, 3, 1, 1)
+    return fields

@@ -1,0 +1,142 @@
+"""Generated code against the rules evaluated eagerly, and where it has to step aside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.infinite.fused.networks import NETWORKS, images
+from torch import Tensor, nn
+
+from tangency.infinite import InfiniteKernel
+from tangency.infinite.evaluation import CompilationWarning
+from tangency.infinite.fused import FusedKernel, compiler
+from tangency.infinite.fused.compiler import CompilerMissing
+from tangency.kernel_pair import KernelPair
+
+try:
+    compiler.find_compiler()
+except CompilerMissing:
+    pytest.skip("no C compiler", allow_module_level=True)
+
+
+def eager(model: nn.Module, x1: Tensor, x2: Tensor | None = None) -> KernelPair:
+    return InfiniteKernel(model, x1, compile=False).pair(x1, x2)
+
+
+def fused(model: nn.Module, x1: Tensor, x2: Tensor | None = None) -> KernelPair:
+    """By generated code for certain: anything else raises."""
+    kernel = InfiniteKernel(model, x1)
+    rows = kernel._side(x1, "x1")
+    columns = rows if x2 is None else kernel._side(x2, "x2")
+    return KernelPair(*FusedKernel(kernel._evaluation.output, rows, columns)(rows, columns))
+
+
+def assert_close(found: KernelPair, expected: KernelPair, *tolerances: float) -> None:
+    for kernel, other, tolerance in zip(found, expected, tolerances, strict=True):
+        torch.testing.assert_close(kernel.double(), other.double(), rtol=tolerance, atol=0.0)
+
+
+def network(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tuple[int, ...]]:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    return make().to(dtype), shape
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_generated_code_computes_what_the_rules_say(name: str) -> None:
+    model, shape = network(name)
+    x = images(5, shape)
+    assert_close(fused(model, x[:2], x[2:]), eager(model, x[:2], x[2:]), 1e-12, 1e-12)
+    assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_loses_nothing(name: str) -> None:
+    model, shape = network(name)
+    x = images(3, shape)
+    near = x[:1] + 1e-5 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    x = torch.cat([x, near]).float()
+    expected = eager(model, x.double())
+    assert_close(fused(model.float(), x), expected, 1e-6, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["pooled", "strided", "pools", "one dimension"])
+def test_many_pairs_equal_single_ones(name: str) -> None:
+    """Threads take pairs where there are many, and slices of a pair where there are few."""
+    model, shape = network(name)
+    x = images(40, shape)
+    whole = fused(model, x)
+    for i, j in ((0, 0), (3, 17), (39, 20)):
+        single = fused(model, x[i : i + 1], x[j : j + 1])
+        entry = KernelPair(*(kernel[i : i + 1, j : j + 1] for kernel in whole))
+        assert_close(single, entry, 1e-13, 1e-13 if i != j else 1e-8)
+    assert torch.equal(whole.ntk, whole.ntk.T)
+
+
+def test_permuted_examples_permute_the_kernel() -> None:
+    model, shape = network("pools and mean")
+    x = images(6, shape)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    found, expected = fused(model, x[order]).ntk, fused(model, x).ntk[order][:, order]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0.0)
+
+
+def test_zeros_and_extreme_norms() -> None:
+    model, shape = network("pooled")
+    x = images(4, shape)
+    x[0] = 0
+    x[1] *= 1e-8
+    x[2] *= 1e8
+    assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
+
+
+def test_the_kernel_uses_it_where_it_pays() -> None:
+    model, shape = network("pooled")
+    x = images(4, shape)
+    kernel = InfiniteKernel(model, x, compile=True)
+    assert_close(kernel.pair(x), eager(model, x), 1e-12, 1e-8)
+    assert kernel._evaluation._fusion._kernels[torch.float64] is not None
+    small = InfiniteKernel(model, x)
+    small.pair(x)
+    assert not small._evaluation._fusion._kernels
+
+
+def test_derivatives_go_the_eager_way() -> None:
+    model, shape = network("pooled")
+    x = images(2, shape)
+    kernel = InfiniteKernel(model, x, compile=True)
+    x.requires_grad_()
+    kernel.ntk(x).sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.abs().sum() > 0)
+
+
+def test_what_is_not_local_goes_the_eager_way() -> None:
+    """Reflected borders bring positions at other offsets together."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 1),
+    ).double()
+    x = images(2, (3, 4, 5))
+    kernel = InfiniteKernel(model, x, compile=True)
+    assert_close(kernel.pair(x), eager(model, x), 1e-13, 1e-13)
+    assert kernel._evaluation._fusion._kernels == {torch.float64: None}
+
+
+def test_without_a_compiler_it_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(source: str) -> None:
+        raise CompilerMissing("no C compiler (cc, gcc or clang) is on the path")
+
+    monkeypatch.setattr("tangency.infinite.fused.execution.compiled", missing)
+    model, shape = network("pooled")
+    x = images(2, shape)
+    kernel = InfiniteKernel(model, x, compile=True)
+    with pytest.warns(CompilationWarning, match="no C compiler"):
+        first = kernel.pair(x)
+    assert_close(kernel.pair(x), first, 0.0, 0.0)
