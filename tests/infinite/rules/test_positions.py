@@ -276,7 +276,10 @@ class ByExample(nn.Module):
         h = torch.relu(self.first(adjacency @ x))
         if self.how == "place":
             return self.last(h[torch.arange(h.shape[0]), place])
-        if self.how == "places":
+        if self.how in ("places", "gathered"):
+            if self.how == "gathered":
+                index = torch.stack([place, (place + 1) % 5], dim=1)[..., None]
+                return self.last(h.gather(1, index.expand(-1, -1, 8)).mean(1))
             two = torch.stack([place, (place + 1) % 5], dim=1)
             return self.last(h[torch.arange(h.shape[0]).unsqueeze(1), two].mean(1))
         h = torch.relu(self.second(adjacency @ h)) * mask[..., None]
@@ -326,7 +329,7 @@ def graph_layers(one: tuple[Tensor, ...], two: tuple[Tensor, ...], depth: int):
     return state["12"]
 
 
-@pytest.mark.parametrize("how", ["sum", "place", "places"])
+@pytest.mark.parametrize("how", ["sum", "place", "places", "gathered"])
 def test_data_along_positions(how: str) -> None:
     one, two = graphs(3, 0), graphs(2, 1)
     found = InfiniteKernel(ByExample(how).double(), one, init=INIT).pair(one, two)
@@ -336,7 +339,7 @@ def test_data_along_positions(how: str) -> None:
     else:
         places = [graph[3] for graph in (one, two)]
         left, right = (F.one_hot(place, 5).double() for place in places)
-        if how == "places":
+        if how in ("places", "gathered"):
             left, right = (
                 (weights + F.one_hot((place + 1) % 5, 5)) / 2
                 for weights, place in zip((left, right), places, strict=True)

@@ -17,7 +17,7 @@ from tangency.infinite.values.aggregated import Aggregated
 from tangency.infinite.values.position import Take
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value, to_positions
-from tangency.program.axes import Axis, Dim
+from tangency.program.axes import Axis, Dim, resolve
 from tangency.program.axis_rules.gathering import indexes_examples
 from tangency.program.operations import argument, base_name
 
@@ -49,6 +49,22 @@ def index_select(lowering: Lowering, node: fx.Node, start: int, length: int) -> 
     shape = lowering.program.axes[source]
     dim = cast(int, argument(node, 1, "dim")) % len(shape)
     chosen = cast(fx.Node, argument(node, 2, "index"))
+    return _chosen(lowering, node, lowering.strand(source, start, length), shape[dim], chosen)
+
+
+@rule("gather")
+def gather(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """`x.gather(dim, index)` where the index is expanded along all dimensions but `dim`."""
+    source = cast(fx.Node, node.args[0])
+    shape = lowering.program.axes[source]
+    dim = cast(int, argument(node, 1, "dim")) % len(shape)
+    chosen = cast(fx.Node, argument(node, 2, "index"))
+    while base_name(chosen) == "expand":
+        chosen = cast(fx.Node, chosen.args[0])
+    kinds = [{axis.kind for axis in resolve(d)} for d in lowering.program.axes[chosen]]
+    rest = [kind for d, kind in enumerate(kinds) if d - len(kinds) != dim - len(shape)]
+    if any(kind - {"batch"} for kind in rest):
+        raise lowering.unsupported(node, "gathers other positions at every place of the rest")
     return _chosen(lowering, node, lowering.strand(source, start, length), shape[dim], chosen)
 
 
