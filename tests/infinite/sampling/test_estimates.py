@@ -82,7 +82,7 @@ def test_a_maximum_over_copies_is_the_copy() -> None:
     x = tokens(3, 1).expand(3, 4, 5).contiguous()
     copied = estimated(lambda h: h.amax(1), x)
     single = estimated(lambda h: h[:, 0].clone(), x)
-    torch.testing.assert_close(copied.nngp, single.nngp, rtol=0.05, atol=0.01)
+    assert bool(((copied.nngp - single.nngp).abs() < 4 * copied.nngp_error).all())
     twice = torch.cat([x[:1], x[:1]])
     equal = estimated(lambda h: h.amax(1), twice)
     torch.testing.assert_close(equal.ntk, equal.ntk[0, 0].expand(2, 2), rtol=1e-5, atol=0)

@@ -39,10 +39,10 @@ def _dim(node: fx.Node, index: int, default: int | None = None) -> int:
 
 @rule(
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose",
-    "t", "numpy_T", "expand", "clone", "contiguous", "alias", "dropout",
+    "t", "numpy_T", "expand", "clone", "contiguous", "alias",
 )  # fmt: skip
 def unchanged(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
-    """Re-bracketing and reordering axes changes no random variable (dropout: evaluation)."""
+    """Re-bracketing and reordering axes changes no random variable."""
     return lowering.strand(_input(node), start, length)
 
 
