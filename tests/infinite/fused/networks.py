@@ -60,6 +60,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (3, 5, 6),
     ),
     "valid": (lambda: convolutional(conv(), nn.ReLU(), conv(2), nn.ReLU(), *pooled()), (3, 6, 7)),
+    "mean of all pixels": (
+        lambda: convolutional(nn.Flatten(2), nn.AdaptiveAvgPool1d(1), *head()),
+        (3, 5, 6),
+    ),
     "strided": (
         lambda: convolutional(conv(stride=2, padding=1), nn.ReLU(), conv(5, padding=2), *pooled()),
         (3, 7, 8),

@@ -37,14 +37,14 @@ class ChainSums:
         Args:
             head: whether something that follows on the chain asks for quantities of one side.
         """
+        means = any(leaf.detail.detail.value is not None for leaf, _ in self._chain.leaves)
         for side in dict.fromkeys(self._sides):
             inputs: list[Inputs] = []
-            for index, run in enumerate(self._chain.runs):
+            for index in range(len(self._chain.runs) - 1):
                 inputs.append(self._runner.inputs(index, side, side))
-                if run.widths:
-                    self._tell_pooled(side, index, inputs)
-            means = [leaf.detail.detail.value for leaf, _ in self._chain.leaves]
-            if head and any(value is not None for value in means):
+                self._tell_pooled(side, index, inputs)
+            if head and means:
+                inputs.append(self._runner.inputs(len(inputs), side, side))
                 self._tell_means(side, inputs)
 
     def _tell_pooled(self, side: Side, index: int, inputs: list[Inputs]) -> None:

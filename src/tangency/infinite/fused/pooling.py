@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tangency.infinite.fused.graph import NotFusable
 from tangency.infinite.values.position import Average, Mapped, Take
+from tangency.infinite.values.regroup import Regroup
 from tangency.infinite.values.value import Value
 from tangency.program.axes import Axis
 
@@ -93,6 +94,10 @@ def _blocks(matrix: Tensor) -> tuple[int, float]:
 
 def mapping(value: Value) -> Map | None:
     """What `value` is of a value that is no map over positions itself; None if it is none."""
+    if isinstance(value, (Average, Mapped)):
+        joined = _joined(value)
+        if joined is not None:
+            return joined
     if isinstance(value, Average):
         return _averaged(value)
     if isinstance(value, Mapped):
@@ -100,6 +105,29 @@ def mapping(value: Value) -> Map | None:
     if isinstance(value, Take) and value.new is None and value.axis.size == 1:
         return _replaced(value, None, torch.ones(1, 1, dtype=torch.float64))
     return None
+
+
+def _joined(value: Average | Mapped) -> Map | None:
+    """A mean (or another constant multiple of the sum) over several axes counted as one."""
+    source = value.source
+    if not isinstance(source, Regroup) or len(source.new) != 1:
+        return None
+    if isinstance(value, Average):
+        axes, weight, new = value.axes, 1 / source.new[0].size, None
+    else:
+        axes, weight, new = (value.axis,), float(value.matrix[0, 0]), value.new
+        if not torch.equal(value.matrix, torch.full_like(value.matrix[:1], weight)):
+            return None
+    if axes != source.new:
+        return None
+    inner = _inner(source.source)
+    targets, matrices = list(inner.targets), list(inner.matrices)
+    for number, axis in enumerate(source.old):
+        k = targets.index(axis)
+        factor = weight if number == 0 else 1.0
+        targets[k] = new if number == 0 else None
+        matrices[k] = factor * matrices[k].sum(dim=0, keepdim=True)
+    return Map(inner.source, tuple(targets), tuple(matrices))
 
 
 def _inner(source: Value) -> Map:
