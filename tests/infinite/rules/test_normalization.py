@@ -216,28 +216,35 @@ def test_groups_of_a_concatenation_differ() -> None:
     assert_same(*pairs)
 
 
-def test_fresh_batch_norm_before_a_nonlinearity() -> None:
-    """Fresh statistics scale by 1 / sqrt(1 + eps): as if the weight had that factor."""
+@pytest.mark.parametrize("trained", [True, False])
+def test_batch_norm_before_a_nonlinearity(trained: bool) -> None:
+    """Equal statistics are a factor and a constant; a trained scale s sees (u - m) / sd."""
+    norm = nn.BatchNorm2d(8, EPS, affine=trained)
+    norm.running_mean, norm.running_var = torch.full((8,), 0.3), torch.full((8,), 1.7)
 
     class Normed(nn.Module):
-        def __init__(self, norm: nn.Module | float):
+        def __init__(self, by_hand: bool):
             super().__init__()
-            self.first = nn.Conv2d(3, 8, 1, bias=False)
-            self.norm = norm if isinstance(norm, nn.Module) else None
-            self.factor = 1.0 if isinstance(norm, nn.Module) else norm
+            self.first = nn.Conv2d(3, 8, 1)
+            self.norm = norm
             self.last = nn.Conv2d(8, 1, 1)
+            self.by_hand = by_hand
 
         def forward(self, x: Tensor) -> Tensor:
-            h = self.first(x) * self.factor
-            return self.last(torch.relu(h if self.norm is None else self.norm(h))).mean((2, 3))
+            h = self.first(x)
+            h = (h - 0.3) / (1.7 + EPS) ** 0.5 if self.by_hand else self.norm(h)
+            return self.last(torch.relu(h)).mean((2, 3))
 
     x, x2 = images(), images(2, seed=1)
-    norm = nn.BatchNorm2d(8, EPS, affine=False)
-    pairs = [
-        InfiniteKernel(Normed(n).double().eval(), x, init=INIT).pair(x, x2)
-        for n in (norm, (1 + EPS) ** -0.5)
-    ]
-    assert_same(*pairs)
+    by_hand, found = (
+        InfiniteKernel(Normed(way).double().eval(), x, init=INIT).pair(x, x2)
+        for way in (True, False)
+    )
+    torch.testing.assert_close(found.nngp, by_hand.nngp, rtol=1e-6, atol=0)
+    if trained:
+        assert bool((found.ntk > by_hand.ntk).all())
+    else:
+        torch.testing.assert_close(found.ntk, by_hand.ntk, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tangency.infinite.lowering import Lowering, cut_rule, rule
-from tangency.infinite.rules.normalization import affine_part
+from tangency.infinite.rules.normalization import affine_part, constant_terms
 from tangency.infinite.rules.standardization import Standardization
 from tangency.infinite.values.scaled import Scale, Scaled
 from tangency.infinite.values.sources import One
@@ -81,11 +81,23 @@ def batch_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Va
     )
     scale = (variance + cast(float, given["eps"])).rsqrt()
     value = lowering.strand(cast(fx.Node, node.args[0]), start, length)
-    terms = [
-        _times(value, (node.name, "scale"), scale),
-        *_plus((node.name, "shift"), -mean * scale),
-    ]
-    return _with_affine(lowering, node, Sum(value.positions, terms), start, length)
+    shift = -mean * scale
+    level, deviation = float(shift.mean()), shift - shift.mean()
+    terms = [_times(value, (node.name, "scale"), scale)]
+    if not bool((shift == shift[0]).all()):
+        terms.append(_times(One(), (node.name, "shift"), deviation))
+    normed = _with_affine(lowering, node, Sum(value.positions, terms), start, length)
+    rest = normed.terms if isinstance(normed, Sum) else (Term(normed),)
+    return Sum(normed.positions, [*rest, *_level(lowering, node, level, start, length)])
+
+
+def _level(lowering: Lowering, node: fx.Node, level: float, start: int, length: int) -> list[Term]:
+    """A constant, times the scale of the norm."""
+    site = lowering.program.sites.get(node)
+    if not level or site is None or site.weight is None:
+        return [Term(One(), level)] if level else []
+    axes = (lowering.program.axes[node][1],)
+    return constant_terms(lowering, site.weight.name, axes, start, length, level)
 
 
 def _constant(lowering: Lowering, node: fx.Node, given: object) -> Tensor:
@@ -101,15 +113,6 @@ def _times(value: Value, identity: tuple[str, str], scale: Tensor) -> Term:
         return Term(value, float(scale[0]))
     rows = torch.zeros((), dtype=torch.long)
     return Term(Scaled(value, Scale(identity, (), scale, rows, trainable=False)))
-
-
-def _plus(identity: tuple[str, str], shift: Tensor) -> list[Term]:
-    """A vector of constants along the width: its mean, and its deviation from it."""
-    mean = float(shift.mean())
-    terms = [Term(One(), mean)] if mean else []
-    if not bool((shift == shift[0]).all()):
-        terms.append(_times(One(), identity, shift - mean))
-    return terms
 
 
 def _check_channels(lowering: Lowering, node: fx.Node) -> None:

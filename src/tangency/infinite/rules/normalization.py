@@ -19,7 +19,7 @@ from tangency.program.axes import Shape, resolve
 from tangency.program.operations import argument
 from tangency.program.sites import ParameterUse, Site
 
-__all__ = ["affine_part", "scaled"]
+__all__ = ["affine_part", "constant_terms", "scaled"]
 
 
 @rule("layer_norm")
@@ -109,13 +109,23 @@ def _scale(lowering: Lowering, entries: Entries, values: Tensor) -> Scale:
     return Scale(entries.identity, entries.positions, values, entries.first, trainable=trainable)
 
 
-def _shift_terms(lowering: Lowering, entries: Entries) -> list[Term]:
+def constant_terms(
+    lowering: Lowering, name: str, axes: Shape, start: int, length: int, number: float
+) -> list[Term]:
+    """A whole parameter times a number, the same for all examples."""
+    features = tuple(a for dim in axes for a in resolve(dim) if a.kind == "width")
+    entries = whole_parameter(lowering, name, axes, features, start, length)
+    return _shift_terms(lowering, entries, number)
+
+
+def _shift_terms(lowering: Lowering, entries: Entries, number: float = 1.0) -> list[Term]:
     """The shift, a multiple of one, as its mean over the width and its (trainable) deviation."""
     values = entries.values(_present(lowering, entries))
     mean = values.mean(-1)
-    deviation = Scaled(One(), _scale(lowering, entries, values - mean[..., None]))
+    one: Value = One() if number == 1.0 else Sum((), [Term(One(), number)])
+    deviation = Scaled(one, _scale(lowering, entries, values - mean[..., None]))
     terms = [Term(deviation)]
     if bool(mean.any()):
         level = Coefficient(lambda side: mean.to(side.device)[..., None], entries.positions)
-        terms.append(Term(One(), 1.0, (level,)))
+        terms.append(Term(One(), number, (level,)))
     return terms
