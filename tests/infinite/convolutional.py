@@ -70,6 +70,13 @@ def padded_by(mode: str) -> Architecture:
     )
 
 
+def batch_norm(width: int) -> nn.Module:
+    """Running statistics other than the fresh ones, equal in all channels."""
+    norm = nn.BatchNorm2d(width)
+    norm.running_mean, norm.running_var = torch.full((width,), 0.6), torch.full((width,), 0.8)
+    return norm
+
+
 class PreActivationResNet(nn.Module):
     """Norms in evaluation mode, a strided block with a projection, global pooling."""
 
@@ -314,6 +321,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             nn.ReLU(),
             nn.LayerNorm((w, 4, 3), elementwise_affine=False),
             nn.Conv2d(w, w, 2),
+            nn.ReLU(),
+            global_mean(),
+        ]
+    ),
+    "batch norm": chain(
+        lambda w: [
+            nn.Conv2d(3, w, 3, padding=1, bias=False),
+            batch_norm(w),
+            nn.ReLU(),
+            batch_norm(w),
+            nn.Conv2d(w, w, (3, 2)),
             nn.ReLU(),
             global_mean(),
         ]
