@@ -184,6 +184,22 @@ class PostActivationResidual(nn.Module):
         return self.last(hidden)
 
 
+class ResidualBlock(nn.Module):
+    """phi(g2 + phi(g1)): two Gaussians in one value, and a linear branch beside it."""
+
+    def __init__(self, width: int, out: int, activation: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.first = nn.Linear(5, width)
+        self.second = nn.Linear(width, width)
+        self.last = nn.Linear(width, out)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(self.first(x))
+        branch = self.second(hidden)
+        return self.last(self.activation(hidden + branch) - 0.5 * branch)
+
+
 class Normalised(nn.Module):
     """A LayerNorm with spread-out scales before a maximum over tokens."""
 
@@ -224,6 +240,8 @@ EXACT: dict[str, Case] = {
     "swiglu": Case(SwiGlu, (5,), exact=True),
     "gated units": Case(GatedUnits, (5,), exact=True),
     "squeeze and excitation": Case(Squeezed, (2, 4, 4), exact=True),
+    "residual block, relu": Case(lambda w, o: ResidualBlock(w, o, F.relu), (5,), exact=True),
+    "residual block, gelu": Case(lambda w, o: ResidualBlock(w, o, F.gelu), (5,), exact=True),
     "depthwise": Case(lambda w, o: Depthwise(w, o, activated=False), (2, 3, 3), exact=True),
 }
 
