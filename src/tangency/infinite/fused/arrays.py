@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import cast
 
 import torch
@@ -16,7 +16,15 @@ from tangency.infinite.layout import place
 from tangency.infinite.side import Side
 from tangency.program.axes import Axis
 
-__all__ = ["SideArrays"]
+__all__ = ["SideArrays", "form"]
+
+
+def form(node: Node) -> Hashable:
+    """Equal for two nodes that are the same quantity, if of different sides."""
+    if node.kind in Kind.LEAVES:
+        return ("leaf", node.detail)
+    arguments = (form(a) if isinstance(a, Node) else a for a in node.arguments)
+    return (node.kind, node.dtype, node.function, tuple(arguments), str(node.keywords), node.detail)
 
 
 class SideArrays:

@@ -17,6 +17,9 @@ from tangency.infinite.values.value import Value
 
 __all__ = ["ChainSums"]
 
+CACHED = 1 << 19
+"""Bytes of right examples' quantities that are used for several left examples in turn."""
+
 
 class ChainSums:
     """A chain on two sides."""
@@ -73,8 +76,9 @@ class ChainSums:
         """Sums over positions for all pairs, `(n1, n2)`, by the leaf of the head that they are."""
         rows, columns = self._sides
         symmetric = rows is columns
-        pairs = _pairs(rows.count, columns.count, symmetric=symmetric)
         inputs = [self._runner.inputs(k, rows, columns) for k in range(len(self._chain.runs))]
+        together = max(1, CACHED // max(1, *(i.bytes for i in inputs)))
+        pairs = _pairs(rows.count, columns.count, together, symmetric=symmetric)
         sums = self._runner.sums(pairs, inputs, self._pool)
         i, j = torch.from_numpy(pairs).unbind(1)
         found: dict[Node, Tensor] = {}
@@ -92,7 +96,11 @@ def _tell(side: Side, value: Value, moments: Tensor) -> None:
     side.memo((value, "second_moment"), lambda: moments.clamp_min(0))
 
 
-def _pairs(n1: int, n2: int, *, symmetric: bool) -> NDArray[np.int64]:
-    """Indices of all pairs of examples, or of those on one side of the diagonal."""
+def _pairs(n1: int, n2: int, together: int, *, symmetric: bool) -> NDArray[np.int64]:
+    """Indices of all pairs of examples, or of those on one side of the diagonal.
+
+    Some right examples at a time meet all left ones, so that their quantities stay in cache.
+    """
     i, j = np.triu_indices(n1) if symmetric else np.indices((n1, n2)).reshape(2, -1)
-    return np.stack([i, j], axis=1).astype(np.int64)
+    order = np.lexsort((j, i, j // together))
+    return np.stack([i[order], j[order]], axis=1).astype(np.int64)

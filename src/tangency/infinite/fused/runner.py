@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangency.infinite.fused.arrays import SideArrays
+from tangency.infinite.fused.arrays import SideArrays, form
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.graph import Kind
 from tangency.infinite.fused.memory import address, integer, pointers, table, zeros
@@ -41,6 +41,11 @@ class Inputs:
     left: list[Tensor]
     right: list[Tensor]
 
+    @property
+    def bytes(self) -> int:
+        """Size of one right example's quantities."""
+        return sum(t[0].numel() * t.element_size() for t in self.right if len(t))
+
 
 class Runner:
     """One chain.
@@ -60,7 +65,9 @@ class Runner:
     def inputs(self, index: int, rows: Side, columns: Side) -> Inputs:
         """The quantities of single examples that a run reads."""
         run = self._chain.runs[index]
-        return Inputs(_quantities(run, rows, Kind.LEFT), _quantities(run, columns, Kind.RIGHT))
+        left = _quantities(run, rows, Kind.LEFT, {})
+        known = _shared(run, left) if rows is columns else {}
+        return Inputs(left, _quantities(run, columns, Kind.RIGHT, known))
 
     def sums(self, pairs: Pairs, inputs: list[Inputs], pool: ThreadPoolExecutor) -> Sums:
         """The last run's sums over positions of each pair of examples, `(pairs, roots)`."""
@@ -186,8 +193,27 @@ class Runner:
         return sizes
 
 
-def _quantities(run: Run, side: Side, kind: str) -> list[Tensor]:
+def _quantities(run: Run, side: Side, kind: str, known: Mapping[Hashable, Tensor]) -> list[Tensor]:
+    """What a run reads of one side; some of it may be known already."""
     arrays = SideArrays(side, kind, run.geometry)
-    empty = torch.empty(0)
-    found = [arrays.matrix(a, run) if a.side == kind else empty for a in run.schedule.arrays]
-    return found + [arrays.data(node, run) for node in run.data]
+    found: list[Tensor] = []
+    for array in run.schedule.arrays:
+        if array.side != kind:
+            found.append(torch.empty(0))
+            continue
+        same = known.get((form(array.node), array.level))
+        found.append(arrays.matrix(array, run) if same is None else same)
+    for node in run.data:
+        same = known.get(node) if node.detail.left is node.detail.right else None
+        found.append(arrays.data(node, run) if same is None else same)
+    return found
+
+
+def _shared(run: Run, left: list[Tensor]) -> dict[Hashable, Tensor]:
+    """Quantities of the left side by what they are, for a right side that is the same."""
+    arrays = run.schedule.arrays
+    pairs = zip(arrays, left, strict=False)
+    shared: dict[Hashable, Tensor] = {
+        (form(array.node), array.level): t for array, t in pairs if array.side == Kind.LEFT
+    }
+    return shared | dict(zip(run.data, left[len(arrays) :], strict=True))
