@@ -18,7 +18,7 @@ from tangency.infinite.lowering import Lowering
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
 from tangency.infinite.sampling import estimation
-from tangency.infinite.sampling.draws import Sampling
+from tangency.infinite.sampling.draws import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
 from tangency.infinite.side import Side, SideTile
 from tangency.infinite.values.value import Value
@@ -130,7 +130,17 @@ class InfiniteKernel:
             return self.estimate(x1, x2).pair
         rows = self._side(x1, "x1")
         columns = rows if x2 is None else self._side(x2, "x2")
-        return self._evaluation.pair(rows, columns, symmetric=x2 is None)
+        try:
+            return self._evaluation.pair(rows, columns, symmetric=x2 is None)
+        except NeedsSamples as error:
+            self._go_over_to_samples(error)
+        return self.estimate(x1, x2).pair
+
+    def _go_over_to_samples(self, error: NeedsSamples) -> None:
+        """That a covariance has no closed form may show only when it is asked for."""
+        if not self._lowering.sample:
+            raise error
+        self._lowering.sampled = True
 
     def estimate(self, x1: Examples, x2: Examples | None = None) -> Estimate:
         """Both kernels with the standard errors of their entries, which are zero if exact.
@@ -140,6 +150,7 @@ class InfiniteKernel:
         """
         if not self.sampled:
             nngp, ntk = self.pair(x1, x2)
+        if not self.sampled:
             return Estimate(nngp, ntk, torch.zeros_like(nngp), torch.zeros_like(ntk))
         first = self._arranged(x1, "x1")
         joint = first if x2 is None else examples.concatenate(first, self._arranged(x2, "x2"))
@@ -167,7 +178,10 @@ class InfiniteKernel:
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
         if not self.sampled:
-            return self._evaluation.diagonal(self._side(x, "x"))
+            try:
+                return self._evaluation.diagonal(self._side(x, "x"))
+            except NeedsSamples as error:
+                self._go_over_to_samples(error)
         x = self._arranged(x, "x")
         dtype = self.dtype or _floating_dtype(x)
         groups = estimation.groups(self.samples, self.seed)

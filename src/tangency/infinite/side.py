@@ -16,7 +16,7 @@ from tangency.examples import Examples
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.roots import root
-from tangency.infinite.sampling.draws import Draws, Sampling
+from tangency.infinite.sampling.draws import Draws, NeedsSamples, Sampling
 from tangency.infinite.values.scaled import Scaled
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import BATCH, resolve, size_of
@@ -79,7 +79,7 @@ class Side:
     def draws(self) -> Draws:
         """Joint samples of the values on this side."""
         if self._sampling is None:
-            raise UnsupportedOperation(
+            raise NeedsSamples(
                 "a covariance in this network has no closed form (values that depend on the same "
                 'weights are multiplied): pass numerical="sample" to estimate it by samples.'
             )
