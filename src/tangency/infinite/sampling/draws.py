@@ -143,7 +143,10 @@ class Draws:
         own = self._covariance(value, value)
         assert own is not None
         # The list that is iterated over grows if a covariance needs further samples.
-        crossed = [self._covariance(value, other) for other in self._gaussians]
+        crossed = [
+            None if value.origins.isdisjoint(other.origins) else self._covariance(value, other)
+            for other in self._gaussians
+        ]
         number = len(self._gaussians)
         self._gaussians.append(value)
         parts = []
