@@ -24,6 +24,34 @@ class Residual(nn.Module):
         return x + self.conv(F.relu(x))
 
 
+class Shortcut(nn.Module):
+    """A pooled branch and a strided one that meet, and two readouts."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooled = nn.Conv2d(width, width, 1)
+        self.strided = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.flat = nn.Linear(width * 12, 1)
+        self.mean = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.pooled(F.avg_pool2d(x, 2)) + self.strided(x))
+        return self.flat(x.flatten(1)) + self.mean(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """One convolution twice, around a normalisation of the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).movedim(1, -1)).movedim(-1, 1)
+        return F.relu(self.conv(F.relu(x)))
+
+
 class Mean(nn.Module):
     """The mean over all positions."""
 
@@ -80,6 +108,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: convolutional(conv(padding=1), Residual(WIDTH), Residual(WIDTH), *pooled()),
         (3, 4, 6),
     ),
+    "shortcut": (lambda: convolutional(Shortcut(WIDTH)), (3, 6, 8)),
+    "tied": (lambda: convolutional(Tied(WIDTH), *pooled()), (3, 5, 4)),
     "pools": (
         lambda: convolutional(
             nn.AvgPool2d(2),
