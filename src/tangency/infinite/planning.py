@@ -28,6 +28,9 @@ CACHED_PAIRS = 512**2
 MEMORY_BUDGET = 2 << 30
 """Bytes that the covariances of one tile may take together."""
 
+_DENSE_BYTES = 64
+"""Bytes per entry of all covariances that are alive at once, where no trial run says it."""
+
 _WORKING = 4
 """Temporary tensors of the largest size inside one rule."""
 
@@ -37,8 +40,7 @@ class EvaluationPlan:
     """Uses of each covariance, and entries and bytes per pair of examples.
 
     Attributes:
-        uses: how often each covariance is asked for; None if a rule looks at numbers, so that a
-            trial run is not possible.
+        uses: how often each covariance is asked for; None if no trial run was made.
         largest: entries of the largest covariance.
         peak: bytes of all covariances that are alive at once.
     """
@@ -99,8 +101,11 @@ def plan(
     Args:
         evaluate: asks the pairs that it is given for all it needs.
         rows, columns: the sides.
-        positions: of the random value that has most, for networks that a trial run cannot plan.
+        positions: of the random value that has most.
     """
+    dense = positions**2
+    if positions == 1 or rows.count * columns.count * dense <= CACHED_PAIRS:
+        return EvaluationPlan(None, dense, _DENSE_BYTES * dense)  # a trial run would cost more
     sides = [_Trial(side, slice(0, 1)) for side in (rows, columns)]
     try:
         first = _Measured(*sides)
@@ -108,6 +113,5 @@ def plan(
         second = _Measured(*sides, uses=first.asked)
         evaluate(second)
     except (RuntimeError, NotImplementedError):  # a rule that looks at numbers
-        dense = positions**2
-        return EvaluationPlan(None, dense, 64 * dense)
+        return EvaluationPlan(None, dense, _DENSE_BYTES * dense)
     return EvaluationPlan(Counter(first.asked), max(1, second.largest), max(1, second.peak))
