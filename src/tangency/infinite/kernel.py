@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, cast
 
 import torch
@@ -155,25 +156,26 @@ class InfiniteKernel:
         first = self._arranged(x1, "x1")
         joint = first if x2 is None else examples.concatenate(first, self._arranged(x2, "x2"))
         dtype = self.dtype or _floating_dtype(joint)
-        average = estimation.average(
-            self._sampled_pair(joint, examples.count(first), sampling, symmetric=x2 is None)
-            for sampling in estimation.groups(self.samples, self.seed)
-        )
+        count = examples.count(first)
+        average = estimation.average(self._sampled_pairs(joint, count, symmetric=x2 is None))
         return Estimate(*(kernel.to(dtype) for kernel in average))
 
-    def _sampled_pair(
-        self, x: Examples, count: int, sampling: Sampling, *, symmetric: bool
-    ) -> KernelPair:
-        """The kernels of the first `count` examples with themselves, or else with the others."""
-        side = self._new_side(x, torch.float64, sampling)
-        rows, columns = slice(0, count), slice(0 if symmetric else count, side.count)
-        if symmetric:
-            pairs = side.draws.pairs
-        else:
-            pairs = Pairs(SideTile(side, rows), SideTile(side, columns))
-        return self._evaluation.whole(
-            pairs, count, columns.stop - columns.start, symmetric=symmetric
-        )
+    def _sampled_pairs(self, x: Examples, count: int, *, symmetric: bool) -> Iterator[KernelPair]:
+        """For each group of samples, the kernels of the first `count` examples with themselves, or
+        else with the others.
+        """
+        side: Side | None = None
+        pairs: Pairs | None = None
+        rows, columns = slice(0, count), slice(0 if symmetric else count, examples.count(x))
+        for sampling in estimation.groups(self.samples, self.seed):
+            side = self._new_side(x, torch.float64, sampling, like=side)
+            if symmetric:
+                pairs = side.draws.pairs
+            else:
+                pairs = Pairs(SideTile(side, rows), SideTile(side, columns), like=pairs)
+            yield self._evaluation.whole(
+                pairs, count, columns.stop - columns.start, symmetric=symmetric
+            )
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
@@ -184,19 +186,31 @@ class InfiniteKernel:
                 self._go_over_to_samples(error)
         x = self._arranged(x, "x")
         dtype = self.dtype or _floating_dtype(x)
-        groups = estimation.groups(self.samples, self.seed)
-        sides = (self._new_side(x, torch.float64, group) for group in groups)
-        mean = estimation.average(map(self._evaluation.diagonal, sides)).pair
+        mean = estimation.average(self._sampled_diagonals(x)).pair
         return KernelPair(*(kernel.to(dtype) for kernel in mean))
+
+    def _sampled_diagonals(self, x: Examples) -> Iterator[KernelPair]:
+        side: Side | None = None
+        for sampling in estimation.groups(self.samples, self.seed):
+            side = self._new_side(x, torch.float64, sampling, like=side)
+            yield self._evaluation.diagonal(side)
 
     def _side(self, x: Examples, name: str) -> Side:
         arranged = self._arranged(x, name)
         return self._new_side(arranged, self.dtype or _floating_dtype(x))
 
-    def _new_side(self, x: Examples, dtype: torch.dtype, sampling: Sampling | None = None) -> Side:
-        side = Side(self.program, x, dtype, self._statistic_pieces, sampling)
-        last = examples.take(x, slice(side.count - 1, side.count))
-        check_independence(side, Side(self.program, last, dtype, self._statistic_pieces, sampling))
+    def _new_side(
+        self,
+        x: Examples,
+        dtype: torch.dtype,
+        sampling: Sampling | None = None,
+        like: Side | None = None,
+    ) -> Side:
+        side = Side(self.program, x, dtype, self._statistic_pieces, sampling, like)
+        if like is None:
+            last = examples.take(x, slice(side.count - 1, side.count))
+            alone = Side(self.program, last, dtype, self._statistic_pieces, sampling)
+            check_independence(side, alone)
         return side
 
     def _arranged(self, x: Examples, name: str) -> Examples:

@@ -117,7 +117,9 @@ class Lowering:
         """The stretch `start : start + length` of a node's width."""
         key = (node, start, length)
         if key not in self._values:
-            self._values[key] = self._lower(node, start, length)
+            self._values[key] = value = self._lower(node, start, length)
+            # Known from now on, so that no deep recursion has to find them.
+            _ = value.gaussian, value.centred, value.origins, value.sampled
         return self._values[key]
 
     def _lower(self, node: fx.Node, start: int, length: int) -> Value:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tangency.infinite.input_angles import input_products, input_versines
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
+from tangency.infinite.memory import Memory
 from tangency.infinite.values.concrete import Concrete
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.value import Value, uncorrelated
 
 __all__ = ["Key", "Pairs", "Quantities", "Uses"]
 
@@ -50,6 +51,7 @@ class Pairs:
         rows, columns: the two sides; with `coincident` both are the same side and a block has one
             batch dimension, `(n,)`, otherwise two, `(n1, n2)`.
         uses: if given, a covariance is forgotten when it has been asked for that often.
+        like: pairs of the same examples whose covariances are the same where they are exact.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Pairs:
         *,
         coincident: bool = False,
         uses: Uses | None = None,
+        like: Pairs | None = None,
     ) -> None:
         self.rows = rows
         self.columns = columns
@@ -67,7 +70,7 @@ class Pairs:
         self.asked: Counter[Key] = Counter()
         self.flipped = False
         self.smooth = rows.smooth or columns.smooth
-        self._memo: dict[Key, Any] = {}
+        self._memo: Memory = Memory(None if like is None else like._memo)
         self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
         self._mirror: Pairs | None = None
 
@@ -86,17 +89,22 @@ class Pairs:
             ask = self.mirror.block if kind == "block" else self.mirror.moments
             return _turn(ask(v, u, there.ties), there, layout)
         key = (kind, u, v, ties)
-        if key not in self._memo:
-            self._memo[key] = self._compute(kind, u, v, layout)
-            self.keep(key, self._memo[key])
+
+        def compute() -> Any:
+            covariance = self._compute(kind, u, v, layout)
+            self.keep(key, covariance)
+            return covariance
+
+        covariance = self._memo.ask(key, compute)
         self.asked[key] += 1
         if self.uses is not None and self.asked[key] == self.uses[key]:
-            self.drop(self._memo[key])
-            return self._memo.pop(key)
-        return self._memo[key]
+            self.drop(self._memo.pop(key))
+        return covariance
 
     def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
         """Of two values, the one of higher precedence expands."""
+        if uncorrelated(u, v):
+            return None
         expands, other = (u, v) if u.precedence >= v.precedence else (v, u)
         compute = expands.covariance if kind == "block" else expands.moments
         if expands is u:

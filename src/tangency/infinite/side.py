@@ -14,6 +14,7 @@ from tangency import examples
 from tangency.errors import UnsupportedOperation
 from tangency.examples import Examples
 from tangency.infinite.layout import Layout, Positions
+from tangency.infinite.memory import Memory
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.roots import root
 from tangency.infinite.sampling.draws import Draws, NeedsSamples, Sampling
@@ -39,7 +40,8 @@ class Side:
     """A batch of examples, its concrete values, and the one-example quantities of all values.
 
     Quantities are O(n): they are computed once for the whole data set, in float64, and tiles cut
-    from them in `dtype`. Data stay in `dtype`.
+    from them in `dtype`. Data stay in `dtype`. A side `like` another of the same data, but with
+    other samples, has what does not rest on samples from it.
     """
 
     def __init__(
@@ -49,16 +51,20 @@ class Side:
         dtype: torch.dtype,
         pieces: Callable[[fx.Node], Sequence[tuple[float, Value]]],
         sampling: Sampling | None = None,
+        like: Side | None = None,
     ) -> None:
         self.program = program
         self.count = examples.count(x)
         self.dtype = dtype
         self.device = examples.tensors(x)[0].device
         self.smooth = torch.is_grad_enabled() and any(t.requires_grad for t in examples.tensors(x))
-        self.pairs = Pairs(self, self, coincident=True)
+        self.pairs: Pairs = Pairs(
+            self, self, coincident=True, like=None if like is None else like.pairs
+        )
         self._pieces = pieces
         self._sampling = sampling
-        self._memo: dict[Hashable, Any] = {}
+        self._memo: Memory = Memory(None if like is None else like._memo)
+        self._earlier = None if like is None else like.draws.pairs
         leaves = examples.tensors(examples.cast(x, dtype))
         self._concrete: dict[fx.Node, Any] = dict(zip(program.trace.inputs, leaves, strict=True))
 
@@ -66,9 +72,7 @@ class Side:
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value remembered under `key`, computed at first need."""
-        if key not in self._memo:
-            self._memo[key] = compute()
-        return cast(T, self._memo[key])
+        return cast(T, self._memo.ask(key, compute))
 
     def number(self, number: float | Tensor, *, wide: bool = True) -> Tensor:
         """A scalar tensor, in float64 or in `dtype`."""
@@ -83,7 +87,9 @@ class Side:
                 "a covariance in this network has no closed form (values that depend on the same "
                 'weights are multiplied): pass numerical="sample" to estimate it by samples.'
             )
-        return Draws(self, SideTile(self, slice(0, self.count)), self._sampling)
+        whole = SideTile(self, slice(0, self.count))
+        earlier, self._earlier = self._earlier, None
+        return Draws(self, whole, self._sampling, like=earlier)
 
     def full(self, values: Tensor, positions: Positions) -> Tensor:
         """`values` expanded to `(*positions, n)`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tangency.errors import InvalidInput, UnsupportedOperation
 from tangency.infinite.layout import Layout
+from tangency.infinite.memory import Memory, rests_on_samples
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.sampling.gaussians import GaussianVectors
 from tangency.infinite.values.value import Value
@@ -70,15 +71,18 @@ class Sampling:
 class Draws:
     """The samples of all values on one side, drawn at first need.
 
-    A data set that begins with the examples of another has the other's samples in common.
+    A data set that begins with the examples of another has the other's samples in common. What is
+    exact among the pairs is taken over from `like`, pairs of the same examples.
     """
 
-    def __init__(self, side: Side, whole: SideTile, sampling: Sampling) -> None:
+    def __init__(
+        self, side: Side, whole: SideTile, sampling: Sampling, like: Pairs | None = None
+    ) -> None:
         self.side = side
         self.samples = sampling.samples
-        self.pairs = Pairs(whole, whole)
+        self.pairs = Pairs(whole, whole, like=like)
         self._sampling = sampling
-        self._known: dict[Value, Draw] = {}
+        self._known = Memory()
         self._gaussians: list[Value] = []
         self._streams = 1
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
@@ -86,13 +90,14 @@ class Draws:
 
     def of(self, value: Value) -> Draw:
         """Samples of a value, `(S, *positions, n)`."""
-        if value not in self._known:
-            pooled = value.gaussian and not self._factored(value)
-            draw = self._gaussian(value) if pooled else value.draw(self)
-            sizes = [axis.size for axis in value.positions]
-            shape = (self.samples, *sizes, self.side.count)
-            self._known[value] = Draw(draw.value.expand(shape), draw.tangent.expand(shape))
-        return self._known[value]
+        rests_on_samples()
+        return cast(Draw, self._known.ask(value, lambda: self._drawn(value)))
+
+    def _drawn(self, value: Value) -> Draw:
+        pooled = value.gaussian and not self._factored(value)
+        draw = self._gaussian(value) if pooled else value.draw(self)
+        shape = (self.samples, *(axis.size for axis in value.positions), self.side.count)
+        return Draw(draw.value.expand(shape), draw.tangent.expand(shape))
 
     def through(self, value: Value) -> Draw:
         """Samples of a value from those of its parts, tangents by forward-mode derivatives."""
@@ -105,6 +110,7 @@ class Draws:
 
         Data and constants that vary along a width are read at this coordinate.
         """
+        rests_on_samples()
         return (self._coordinates * width).long().clamp_max(width - 1)
 
     def normal(self, *shape: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,11 +37,11 @@ class Copies(Value):
         self.source = source
         self.axes = axes
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 

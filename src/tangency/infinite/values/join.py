@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,11 +37,11 @@ class Join(Value):
         self.pieces = tuple(pieces)
         self.axis = axis
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return all(value.gaussian for value, _ in self.pieces)
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return all(value.centred for value, _ in self.pieces)
 

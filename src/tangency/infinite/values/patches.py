@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,11 +40,11 @@ class Patches(Value):
         self.new = new
         self.indices = tuple(tuple(row) for row in indices)
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
@@ -61,11 +62,11 @@ class Take(Value):
         self.new = new
         self.indices = tuple(indices)
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 
@@ -137,11 +138,11 @@ class Linear(Value):
     precedence = 7
     source: Value
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -38,7 +39,7 @@ class Product(Value):
     def gaussian(self) -> bool:
         return False
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return any(factor.centred for factor in self.factors)
 

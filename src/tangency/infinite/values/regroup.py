@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,11 +33,11 @@ class Regroup(Value):
         self.new = new
         self._at = len(before)
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Hashable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,13 +104,13 @@ class Scaled(Value):
         self.source = source
         self.scale = scale
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         if not bool(self.scale.values.any()):
             return True
         return self.scale.uniform and self.source.gaussian
 
-    @property
+    @cached_property
     def centred(self) -> bool:
         return self.source.centred
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Positions
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value, to_positions, uncorrelated
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -60,7 +60,7 @@ class Sum(Value):
         super().__init__(positions)
         self.terms = tuple(terms)
 
-    @property
+    @cached_property
     def gaussian(self) -> bool:
         return all(term.value.gaussian for term in self.terms)
 
@@ -143,7 +143,7 @@ class Sum(Value):
         blocks = {}
         for i, mine in enumerate(self.terms):
             for j, yours in enumerate(other.terms):
-                if _uncorrelated(mine.value, yours.value):
+                if uncorrelated(mine.value, yours.value):
                     continue
                 inner = layout.within(mine.value.positions, yours.value.positions)
                 block = pairs.block(mine.value, yours.value, inner.ties)
@@ -202,8 +202,3 @@ class Sum(Value):
                 part = pairs.quantity("right", other, "amplitude", j, layout=layout) * part
             total = part if total is None else total + part
         return total
-
-
-def _uncorrelated(u: Value, v: Value) -> bool:
-    """Whether two values are so by construction; most pairs of a deep residual network are."""
-    return (u.centred or v.centred) and u.origins.isdisjoint(v.origins)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tangency.infinite.sampling.draws import Draw, Draws
     from tangency.infinite.side import Side
 
-__all__ = ["Value", "diagonal", "fill", "to_positions"]
+__all__ = ["Value", "diagonal", "fill", "to_positions", "uncorrelated"]
 
 
 class Value(ABC):
@@ -101,6 +101,11 @@ class Value(ABC):
     def tangents(self, side: Side) -> Tensor:
         """Samples of the tangent, whose second moment is the NTK; like `samples`."""
         return side.draws.of(self).tangent
+
+
+def uncorrelated(u: Value, v: Value) -> bool:
+    """Whether two values are so by construction; most pairs of a deep residual network are."""
+    return (u.centred or v.centred) and u.origins.isdisjoint(v.origins)
 
 
 def to_positions(values: Tensor, have: Positions, want: Positions) -> Tensor:
