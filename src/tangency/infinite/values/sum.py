@@ -127,7 +127,7 @@ class Sum(Value):
         return None if total is None else side.full(total, self.positions)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        partner = other if isinstance(other, Sum) else Sum(other.positions, [Term(other)])
+        partner = other if isinstance(other, Sum) else other.memo(_alone)
         blocks = self._blocks(partner, layout, pairs)
         if not blocks:
             return None
@@ -202,3 +202,8 @@ class Sum(Value):
                 part = pairs.quantity("right", other, "amplitude", j, layout=layout) * part
             total = part if total is None else total + part
         return total
+
+
+def _alone(value: Value) -> Sum:
+    """A value as a sum of itself."""
+    return Sum(value.positions, [Term(value)])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Value", "diagonal", "fill", "to_positions", "uncorrelated"]
 
+T = TypeVar("T")
+
 
 class Value(ABC):
     """Over its width axis, i.i.d. copies of a random variable, one per example and position.
@@ -31,6 +33,13 @@ class Value(ABC):
 
     def __init__(self, positions: Positions) -> None:
         self.positions = positions
+        self._made: dict[Callable[[Value], Any], Any] = {}
+
+    def memo(self, make: Callable[[Value], T]) -> T:
+        """`make(self)`, made once: what is remembered of a value is remembered by its identity."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(T, self._made[make])
 
     @property
     @abstractmethod
