@@ -22,6 +22,18 @@ def test_long_chains_need_no_deep_recursion() -> None:
     assert len(started) < 3 * 5000
 
 
+def test_keys_that_are_new_each_time_end_too() -> None:
+    memory = Memory()
+
+    def depth(k: int) -> int:
+        if k == 0:
+            return 0
+        key: object = (object(), k) if k % 40 < 8 else k
+        return 1 + int(memory.ask(key, lambda: depth(k - 1)))
+
+    assert memory.ask("top", lambda: depth(400)) == 400
+
+
 def test_errors_leave_nothing_behind() -> None:
     memory = Memory()
 

@@ -15,11 +15,16 @@ __all__ = ["Memory", "rests_on_samples"]
 DEEPEST = 32
 """Results that may wait for each other on Python's stack, each with some ten calls."""
 
+_DEEPER = 24
+"""More of them where one starts anew again and again. Its last steps may ask for results of passing
+values, which are new each time and not found in memory; what those rest on is."""
+
 
 class _State(threading.local):
     """Of the computations under way: how many, and whether the innermost has met samples."""
 
     depth = 0
+    deepest = DEEPEST
     sampled = False
 
 
@@ -73,7 +78,7 @@ def rests_on_samples() -> None:
 def _nest(compute: Callable[[], None]) -> None:
     if _state.depth == 0:
         _from_the_ground(compute)
-    elif _state.depth == DEEPEST:
+    elif _state.depth >= _state.deepest:
         raise _TooDeep(compute)
     else:
         _state.depth += 1
@@ -85,13 +90,19 @@ def _nest(compute: Callable[[], None]) -> None:
 
 def _from_the_ground(compute: Callable[[], None]) -> None:
     waiting = [compute]
+    attempts = [0]
     _state.depth = 1
     try:
         while waiting:
+            _state.deepest = DEEPEST + min(attempts[-1] // 4, _DEEPER)
+            attempts[-1] += 1
             try:
                 waiting[-1]()
-                waiting.pop()
-            except _TooDeep as deeper:  # noqa: PERF203 (few)
+            except _TooDeep as deeper:
                 waiting.append(deeper.compute)
+                attempts.append(0)
+            else:
+                waiting.pop()
+                attempts.pop()
     finally:
         _state.depth = 0
