@@ -151,7 +151,8 @@ def _group_moments(
         ntk = None if found.ntk is None else layout.embed(found.ntk, inner)
         return Moments(layout.embed(found.moment, inner), ntk)
     if left and right:
-        u, v = Product(layout.left, left), Product(layout.right, right)
+        u = left[0].memo(_together, tuple(left), layout.left)
+        v = right[0].memo(_together, tuple(right), layout.right)
         return sampled_moments(u, v, layout, pairs)
     which: Which = "left" if left else "right"
     moment = pairs.number(1.0, layout, wide=True)
@@ -162,3 +163,9 @@ def _group_moments(
             return None
         moment = moment * layout.embed(mean, inner)
     return Moments(moment, None)
+
+
+def _together(first: Value, factors: tuple[Value, ...], positions: Positions) -> Product:
+    """The product of factors that begin with `first`."""
+    assert factors[0] is first
+    return Product(positions, factors)

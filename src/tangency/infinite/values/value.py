@@ -33,13 +33,14 @@ class Value(ABC):
 
     def __init__(self, positions: Positions) -> None:
         self.positions = positions
-        self._made: dict[Callable[[Value], Any], Any] = {}
+        self._made: dict[Hashable, Any] = {}
 
-    def memo(self, make: Callable[[Value], T]) -> T:
-        """`make(self)`, made once: what is remembered of a value is remembered by its identity."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        return cast(T, self._made[make])
+    def memo(self, make: Callable[..., T], *args: Hashable) -> T:
+        """`make(self, *args)`, made once: what is remembered of it is remembered by identity."""
+        key = (make, *args)
+        if key not in self._made:
+            self._made[key] = make(self, *args)
+        return cast(T, self._made[key])
 
     @property
     @abstractmethod
