@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
-from tangency import examples
+from tangency import examples, tiles
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import rules  # noqa: F401  (registers the rules)
@@ -18,6 +18,8 @@ from tangency.infinite.init import Init
 from tangency.infinite.lowering import Lowering
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
+from tangency.infinite.planning import examples_per_side
+from tangency.infinite.rules.affine import refuse_mixing
 from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draws import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
@@ -49,9 +51,10 @@ class InfiniteKernel:
             and the NTK summed over all parameters, so that it compares with the empirical NTK;
             "ntk" is W = sqrt(w2 / fan_in) w, b = sqrt(b2) b' with w, b' standard normal.
         dtype: of the computation; by default that of the data.
-        compile: whether `torch.compile` fuses the recursion. It takes some ten to sixty seconds
-            once and makes large matrices several times faster; "auto" compiles when the time
-            measured on the first tile says that it pays.
+        compile: whether the recursion runs as compiled code: on a CPU as generated C, which stays
+            in cache and takes a second or two to compile, once for all kernels of the same form;
+            else by `torch.compile`. "auto" compiles where an estimate of the time to come says that
+            it pays. Without a C compiler the kernel is evaluated eagerly, with a warning.
         output: which tensor of what the module returns, where it returns several: a place in a
             tuple, a key or attribute, or a function of what is returned.
         dropout: whether dropout acts, as in training (the masks of two examples are independent);
@@ -102,6 +105,7 @@ class InfiniteKernel:
         node = self.program.output
         if self.program.nature[node] != "random":
             raise InvalidInput("the output does not depend on any weight: it has no limit kernel.")
+        refuse_mixing(self._lowering)
         for statistic, nature in self.program.nature.items():
             if nature == "statistic" and any(map(self._lowering.random, statistic.all_input_nodes)):
                 self._statistic_pieces(statistic)
@@ -129,13 +133,33 @@ class InfiniteKernel:
         """NNGP and NTK in one pass (their means over samples, where something is sampled)."""
         if self.sampled:
             return self.estimate(x1, x2).pair
-        rows = self._side(x1, "x1")
-        columns = rows if x2 is None else self._side(x2, "x2")
+        rows = self._arranged(x1, "x1")
+        columns = None if x2 is None else self._arranged(x2, "x2")
         try:
-            return self._evaluation.pair(rows, columns, symmetric=x2 is None)
+            return self._exact(rows, columns)
         except NeedsSamples as error:
             self._go_over_to_samples(error)
         return self.estimate(x1, x2).pair
+
+    def _exact(self, x1: Examples, x2: Examples | None) -> KernelPair:
+        """Both kernels, of so many examples at a time that their sides fit into memory."""
+        first, second = x1, x1 if x2 is None else x2
+        count, symmetric = (examples.count(first), examples.count(second)), x2 is None
+        plan = tiles.plan(*count, examples_per_side(self.program), symmetric=symmetric)
+        whole: list[Tensor] = []
+        for tile in plan:
+            if tile.columns.start == plan[0].columns.start or tile.rows == tile.columns:
+                rows = self._side(examples.take(first, tile.rows))
+            same = symmetric and tile.rows == tile.columns
+            columns = rows if same else self._side(examples.take(second, tile.columns))
+            pair = self._evaluation.pair(rows, columns, symmetric=same)
+            if len(plan) == 1:
+                return pair
+            if not whole:
+                whole = [kernel.new_empty(*count, *kernel.shape[2:]) for kernel in pair]
+            for kernel, block in zip(whole, pair, strict=True):
+                tiles.fill(kernel, tile, block, symmetric=symmetric)
+        return KernelPair(*whole)
 
     def _go_over_to_samples(self, error: NeedsSamples) -> None:
         """That a covariance has no closed form may show only when it is asked for."""
@@ -181,7 +205,7 @@ class InfiniteKernel:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
         if not self.sampled:
             try:
-                return self._evaluation.diagonal(self._side(x, "x"))
+                return self._evaluation.diagonal(self._side(self._arranged(x, "x")))
             except NeedsSamples as error:
                 self._go_over_to_samples(error)
         x = self._arranged(x, "x")
@@ -195,9 +219,8 @@ class InfiniteKernel:
             side = self._new_side(x, torch.float64, sampling, like=side)
             yield self._evaluation.diagonal(side)
 
-    def _side(self, x: Examples, name: str) -> Side:
-        arranged = self._arranged(x, name)
-        return self._new_side(arranged, self.dtype or _floating_dtype(x))
+    def _side(self, x: Examples) -> Side:
+        return self._new_side(x, self.dtype or _floating_dtype(x))
 
     def _new_side(
         self,

@@ -16,12 +16,16 @@ from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
 from tangency.infinite.values.weight import Weight, WeightInput
 from tangency.program.axes import Axis, resolve, size_of
+from tangency.program.operations import base_name
 from tangency.program.sites import ParameterUse, Site
 
-__all__ = ["affine", "bias_term", "signature", "weight_input"]
+__all__ = ["affine", "bias_term", "refuse_mixing", "signature", "weight_input"]
 
 
-@rule("linear", "addmm")
+_ROWS = ("linear", "addmm")
+
+
+@rule(*_ROWS)
 def affine(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """W u + b: a zero-mean Gaussian; different rows are independent."""
     site = lowering.program.sites.get(node)
@@ -72,13 +76,7 @@ def weight_input(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightIn
         return _token_source(lowering, source, atoms)
     if not lowering.random(source):
         return _concrete_source(lowering, source, atoms)
-    kept = [a for dim in lowering.program.axes[source][:-1] for a in resolve(dim)]
-    if any(axis.kind == "width" for axis in kept):
-        raise lowering.unsupported(
-            node,
-            "shares one weight along a width (it mixes positions, not width), so that its "
-            "infinite-width limit is not deterministic",
-        )
+    _refuse_mixing(lowering, node, source)
     contracted = tuple(axis for axis in atoms if axis.kind == "position")
     whole = lowering.pieces(source, frozenset())
     return WeightInput(
@@ -88,6 +86,26 @@ def weight_input(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightIn
         signature=signature(atoms),
         centred=all(value.centred for _, value in whole),
     )
+
+
+def refuse_mixing(lowering: Lowering) -> None:
+    """Refuse weights that mix positions and are shared along a width, wherever they are: the sums
+    after them make such positions a width, which earlier layers would be blamed for.
+    """
+    for node, site in lowering.program.sites.items():
+        contracts = site.role == "affine" and base_name(node) in _ROWS
+        if contracts and lowering.random(site.input):
+            _refuse_mixing(lowering, node, site.input)
+
+
+def _refuse_mixing(lowering: Lowering, node: fx.Node, source: fx.Node) -> None:
+    kept = [a for dim in lowering.program.axes[source][:-1] for a in resolve(dim)]
+    if any(axis.kind == "width" for axis in kept):
+        raise lowering.unsupported(
+            node,
+            "shares one weight along a width (it mixes positions, not width), so that its "
+            "infinite-width limit is not deterministic",
+        )
 
 
 def signature(atoms: Positions) -> tuple[object, ...]:

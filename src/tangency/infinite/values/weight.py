@@ -248,14 +248,13 @@ class Weight(Value):
 
     def _input_layout(self, other: Weight, layout: Layout) -> Layout:
         ties = set(zip(self.source.contracted, other.source.contracted, strict=True))
-        targets = {}
+        here = {window.target: window.source for window in self.source.windows}
+        there = {window.target: window.source for window in other.source.windows}
         for mine, yours in zip(self.source.windows, other.source.windows, strict=True):
-            targets[mine.target] = mine.source
-            targets[yours.target] = yours.source
             alone = mine.target.size == 1 and yours.target.size == 1
             if alone and mine.geometry == yours.geometry:
                 ties.add((mine.source, yours.source))
-        ties |= {(targets.get(a, a), targets.get(b, b)) for a, b in layout.ties}
+        ties |= {(here.get(a, a), there.get(b, b)) for a, b in layout.ties}
         return Layout(self._reads, other._reads, frozenset(ties))
 
     def _input_moments(self, other: Weight, layout: Layout, pairs: Pairs) -> Moments | None:
