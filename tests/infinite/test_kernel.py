@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tangency.errors import InvalidInput, UnsupportedOperation
 from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, planning
 from tangency.infinite.evaluation import CompiledBlock
+from tangency.infinite.fused import Fusion
 
 HE = Init(weight=2.0, bias=0.09)
 
@@ -74,10 +75,21 @@ def test_tiles_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["relu", "tokens rolled", "layer norm"])
+def test_examples_at_a_time_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x = kernel_of(name), real(9, TIME, FEATURES, seed=3)
+    whole = (*kernel.pair(x), *kernel.pair(x[:4], x))
+    monkeypatch.setattr("tangency.infinite.kernel.examples_per_side", lambda program: 4)
+    for a, b in zip(whole, (*kernel.pair(x), *kernel.pair(x[:4], x)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("name", ["relu", "pre-activation residual"])
-def test_compiled_code_agrees(name: str) -> None:
+def test_compiled_code_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `torch.compile`, as on a GPU; `fused/` tests the generated code."""
+    monkeypatch.setattr(Fusion, "kernel", lambda *sides: None)
     x = real(120, TIME, FEATURES, seed=4)
     compiled, eager = kernel_of(name, compile=True), kernel_of(name, compile=False)
     for inputs in ((x,), (x[:70], x), (x[:100], x[20:])):
@@ -92,10 +104,10 @@ def test_failing_compilation_is_said_and_changes_nothing(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(CompiledBlock, "__init__", fail)
     x = real(70, TIME, FEATURES)
-    kernel = kernel_of.__wrapped__("relu", compile=True)
+    kernel = kernel_of.__wrapped__("recurrent, mean", compile=True)  # numerical duals: no C
     with pytest.warns(UserWarning, match="no compiler"):
         matrix = kernel.ntk(x)
-    assert torch.equal(matrix, kernel_of("relu", compile=False).ntk(x))
+    assert torch.equal(matrix, kernel_of("recurrent, mean", compile=False).ntk(x))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernel.ntk(x)

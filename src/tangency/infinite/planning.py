@@ -19,8 +19,10 @@ from tangency.infinite.pairs import Key, Pairs, Uses
 from tangency.infinite.side import Side, SideTile
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
+from tangency.program.axes import size_of
+from tangency.program.capture import Program
 
-__all__ = ["CACHED_PAIRS", "MEMORY_BUDGET", "EvaluationPlan", "plan"]
+__all__ = ["CACHED_PAIRS", "MEMORY_BUDGET", "EvaluationPlan", "examples_per_side", "plan"]
 
 CACHED_PAIRS = 512**2
 """Entries of one matrix of a tile: the few matrices that are alive at once stay in cache."""
@@ -33,6 +35,17 @@ _DENSE_BYTES = 64
 
 _WORKING = 4
 """Temporary tensors of the largest size inside one rule."""
+
+
+_QUANTITIES = 6
+"""Numbers per example, position and value that a side remembers."""
+
+
+def examples_per_side(program: Program) -> int:
+    """Examples whose one-example quantities take a quarter of the budget."""
+    random = [n for n in program.axes if program.nature[n] == "random"]
+    positions = sum(size_of(program.atoms(n, "position")) for n in random)
+    return max(1, MEMORY_BUDGET // 4 // (8 * _QUANTITIES * positions))
 
 
 @dataclass(frozen=True)

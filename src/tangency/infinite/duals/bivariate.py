@@ -87,7 +87,7 @@ class _Orthant(torch.autograd.Function):
 
 def orthant_probability(a: Tensor, b: Tensor, versine: Tensor) -> Tensor:
     """P(x > a, y > b) for a, b >= 0 and correlation 1 - versine; float64, broadcasting."""
-    return cast(Tensor, _Orthant.apply(a, b, versine))
+    return cast(Tensor, _Orthant.apply(a, b, versine))  # type: ignore[no-untyped-call]
 
 
 def _over(shift: Tensor, tau: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Bias(Value):
 
     @property
     def gaussian(self) -> bool:
-        return not self.constant or self.scale.forward == 0.0
+        return not self.constant or bool(self.scale.forward == 0.0)
 
     @property
     def centred(self) -> bool:
