@@ -20,6 +20,7 @@ from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
 from tangency.infinite.planning import examples_per_side
 from tangency.infinite.rules.affine import refuse_mixing
+from tangency.infinite.rules.pointwise import refuse_varying_factors
 from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draws import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
@@ -106,6 +107,7 @@ class InfiniteKernel:
         if self.program.nature[node] != "random":
             raise InvalidInput("the output does not depend on any weight: it has no limit kernel.")
         refuse_mixing(self._lowering)
+        refuse_varying_factors(self._lowering)
         for statistic, nature in self.program.nature.items():
             if nature == "statistic" and any(map(self._lowering.random, statistic.all_input_nodes)):
                 self._statistic_pieces(statistic)

@@ -45,6 +45,27 @@ def test_token_mixing_is_refused_where_it_happens() -> None:
         InfiniteKernel(Mixer(), torch.randn(2, 5, 3), numerical="sample")
 
 
+class Rotary(nn.Module):
+    """Pairs of coordinates turned by angles that depend on the position (Su et al. 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        first, second = y.chunk(2, -1)
+        angle = torch.arange(5)[:, None] / 10 ** (torch.arange(8) % 4)
+        turned = y * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+        z: Tensor = self.head(torch.relu(turned).mean(1))
+        return z
+
+
+def test_rotary_positions_are_refused_with_the_reason() -> None:
+    with pytest.raises(UnsupportedOperation, match=r"aten\.mul.*rotary positions"):
+        InfiniteKernel(Rotary(), torch.randn(2, 5, 3))
+
+
 def test_detached_values_are_refused() -> None:
     with pytest.raises(UnsupportedOperation, match="detach"):
         InfiniteKernel(Detached(), torch.randn(2, 3))

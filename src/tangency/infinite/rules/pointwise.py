@@ -38,6 +38,28 @@ _TWICE_DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 """Operations of which torch has no second derivative, which the search for kinks asks for."""
 
 
+_VARYING = (
+    "multiplies by data that differ along the width, so that its coordinates are no longer i.i.d. "
+    "(rotary positions give every pair of coordinates a frequency of its own, for example)"
+)
+
+
+def refuse_varying_factors(lowering: Lowering) -> None:
+    """Refuse products with data that differ along a width where they are: concatenations of them
+    would be blamed first.
+    """
+    program = lowering.program
+    for node in program.axes:
+        if base_name(node) not in ("mul", "div") or not lowering.random(node):
+            continue
+        if any(program.nature[n] == "concrete" and lowering.width(n) != 1 for n in _factors(node)):
+            raise lowering.unsupported(node, _VARYING)
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    return [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+
+
 def _positions(lowering: Lowering, node: fx.Node) -> Positions:
     return lowering.program.atoms(node, "position")
 
@@ -117,7 +139,7 @@ def multiply(lowering: Lowering, node: fx.Node, start: int, length: int) -> Valu
         number = cast(float, right)
         return Sum(value.positions, [Term(value, 1 / number if invert else number)])
     if lowering.width(right) != 1:
-        raise lowering.unsupported(node, "multiplies by data that differ along the width")
+        raise lowering.unsupported(node, _VARYING)
     factor = lowering.coefficient(right, torch.reciprocal if invert else None)
     return Sum(_positions(lowering, node), [Term(value, 1.0, (factor,))])
 

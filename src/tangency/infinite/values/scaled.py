@@ -55,12 +55,12 @@ class Scale:
             lambda side: rows.to(side.device)[..., None],
         )
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all entries of every vector are equal."""
         return bool((self.values == self.values[..., :1]).all())
 
-    @property
+    @cached_property
     def positive(self) -> bool:
         """Whether the scale changes the length of a value and not its direction."""
         return self.uniform and bool((self.values > 0).all())
