@@ -70,7 +70,7 @@ def test_off_diagonal_recursion_meets_the_diagonal(name: str) -> None:
 def test_tiles_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x = kernel_of(name), real(9, TIME, FEATURES, seed=3)
     whole, rectangle = kernel.pair(x), kernel.pair(x[:4], x)
-    monkeypatch.setattr(planning, "CACHED_PAIRS", 16)
+    monkeypatch.setattr(planning, "CACHED_PAIRS", (4 * TIME) ** 2)
     for a, b in zip((*whole, *rectangle), (*kernel.pair(x), *kernel.pair(x[:4], x)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
@@ -311,13 +311,17 @@ class Softmax(nn.Module):
 
 
 class PostActivation(nn.Module):
+    """The second sum is a function of three Gaussians."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.c, self.last = nn.Linear(8, 8), nn.Linear(8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.a(x))
-        return self.c(F.relu(hidden + self.b(hidden)))
+        hidden = F.relu(hidden + self.b(hidden))
+        return self.last(F.relu(hidden + self.c(hidden)))
 
 
 class TokenMixing(nn.Module):

@@ -33,6 +33,9 @@ MEMORY_BUDGET = 2 << 30
 _DENSE_BYTES = 64
 """Bytes per entry of all covariances that are alive at once, where no trial run says it."""
 
+_MANY = 16
+"""Pairs of examples in a tile from which its size need not be known better."""
+
 _WORKING = 4
 """Temporary tensors of the largest size inside one rule."""
 
@@ -117,7 +120,7 @@ def plan(
         positions: of the random value that has most.
     """
     dense = positions**2
-    if positions == 1 or rows.count * columns.count * dense <= CACHED_PAIRS:
+    if min(rows.count * columns.count, _MANY) * dense <= CACHED_PAIRS:
         return EvaluationPlan(None, dense, _DENSE_BYTES * dense)  # a trial run would cost more
     sides = [_Trial(side, slice(0, 1)) for side in (rows, columns)]
     try:

@@ -26,8 +26,8 @@ def eager(model: nn.Module, x1: Tensor, x2: Tensor | None = None) -> KernelPair:
 def fused(model: nn.Module, x1: Tensor, x2: Tensor | None = None) -> KernelPair:
     """By generated code for certain: anything else raises."""
     kernel = InfiniteKernel(model, x1)
-    rows = kernel._side(x1, "x1")
-    columns = rows if x2 is None else kernel._side(x2, "x2")
+    rows = kernel._side(x1)
+    columns = rows if x2 is None else kernel._side(x2)
     return KernelPair(*FusedKernel(kernel._evaluation.output, rows, columns)(rows, columns))
 
 
