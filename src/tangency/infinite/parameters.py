@@ -89,6 +89,4 @@ def module_parameters(
         scales = _Scales(model, None, parametrization)
     else:
         raise InvalidInput(f'init is {init!r}; use "module" or an Init, e.g. Init.he().')
-    return Parameters(
-        scales.weight, scales.bias, scales.table, scales.value, scales.trainable
-    )
+    return Parameters(scales.weight, scales.bias, scales.table, scales.value, scales.trainable)
