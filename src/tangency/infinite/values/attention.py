@@ -49,6 +49,8 @@ class Logits(Value):
     """
 
     precedence = 1
+    gaussian = True
+    centred = True
     alone: bool
     """Whether no other logits are correlated with these."""
 
@@ -59,14 +61,6 @@ class Logits(Value):
         self.key = key
         self.width = width
         self.alone = True
-
-    @property
-    def gaussian(self) -> bool:
-        return True
-
-    @property
-    def centred(self) -> bool:
-        return True
 
     @cached_property
     def origins(self) -> frozenset[Hashable]:
@@ -130,6 +124,7 @@ class Attended(Value):
     """
 
     precedence = 2.75  # what may contain other attended values expands first
+    gaussian = False
 
     def __init__(self, weights: Value, values: Value, keys: Axis) -> None:
         found = [a for a in (*weights.positions, *values.positions) if a is not keys]
@@ -137,10 +132,6 @@ class Attended(Value):
         self.weights = weights
         self.values = values
         self.keys = keys
-
-    @property
-    def gaussian(self) -> bool:
-        return False
 
     @property
     def centred(self) -> bool:

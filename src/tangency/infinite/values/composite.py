@@ -42,6 +42,8 @@ class Composite(Value):
     """
 
     precedence = 2
+    gaussian = False
+    centred = False
 
     def __init__(
         self,
@@ -59,14 +61,6 @@ class Composite(Value):
         self.key = key
         self.dual = dual
         self.fixed = fixed
-
-    @property
-    def gaussian(self) -> bool:
-        return False
-
-    @property
-    def centred(self) -> bool:
-        return False
 
     @property
     def parts(self) -> tuple[Value, ...]:

@@ -35,6 +35,8 @@ class CompositeOfTwo(Value):
     """
 
     precedence = 2.25
+    gaussian = False
+    centred = False
 
     def __init__(
         self,
@@ -49,14 +51,6 @@ class CompositeOfTwo(Value):
         self.function = function
         self.key = key
         self.dual = dual
-
-    @property
-    def gaussian(self) -> bool:
-        return False
-
-    @property
-    def centred(self) -> bool:
-        return False
 
     @property
     def parts(self) -> tuple[Value, ...]:

@@ -25,6 +25,8 @@ class Concrete(Value):
     """
 
     precedence = 2
+    gaussian = False
+    centred = False
 
     def __init__(
         self, node: fx.Node, positions: Positions, features: Positions, start: int, length: int
@@ -34,14 +36,6 @@ class Concrete(Value):
         self.features = features
         self.start = start
         self.length = length
-
-    @property
-    def gaussian(self) -> bool:
-        return False
-
-    @property
-    def centred(self) -> bool:
-        return False
 
     def array(self, side: Side) -> Tensor:
         """The data, shape `(*positions, n, features)`."""

@@ -32,6 +32,8 @@ class Depthwise(Weight):
     is no Gaussian but a sum of products of two random numbers.
     """
 
+    gaussian = False
+
     def __init__(
         self,
         positions: Positions,
@@ -51,10 +53,6 @@ class Depthwise(Weight):
         super().__init__(positions, identity, scale, source)
         self.value = value
         self.taps = _taps(identity, scale, windows)
-
-    @property
-    def gaussian(self) -> bool:
-        return False
 
     @cached_property
     def origins(self) -> frozenset[Hashable]:

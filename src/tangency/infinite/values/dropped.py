@@ -30,6 +30,7 @@ class Dropped(Value):
     """
 
     precedence = 2.75
+    gaussian = False
 
     def __init__(self, source: Value, keep: float, identity: Hashable, masked: Positions) -> None:
         super().__init__((*source.positions, *(a for a in masked if a not in source.positions)))
@@ -37,10 +38,6 @@ class Dropped(Value):
         self.keep = keep
         self.identity = identity
         self.masked = masked
-
-    @property
-    def gaussian(self) -> bool:
-        return False
 
     @property
     def centred(self) -> bool:

@@ -44,6 +44,8 @@ class Embedding(Value):
     """
 
     precedence = 1
+    gaussian = True
+    centred = True
 
     def __init__(
         self,
@@ -58,14 +60,6 @@ class Embedding(Value):
         self.scale = scale
         self.numbers = rows
         self.padding = padding
-
-    @property
-    def gaussian(self) -> bool:
-        return True
-
-    @property
-    def centred(self) -> bool:
-        return True
 
     @cached_property
     def origins(self) -> frozenset[Hashable]:

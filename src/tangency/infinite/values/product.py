@@ -30,14 +30,11 @@ class Product(Value):
     """u_1 u_2 ... of independent factors: K = K_1 K_2 ..., T = sum_i T_i prod_(j != i) K_j."""
 
     precedence = 5
+    gaussian = False
 
     def __init__(self, positions: Positions, factors: Sequence[Value]) -> None:
         super().__init__(positions)
         self.factors = tuple(factors)
-
-    @property
-    def gaussian(self) -> bool:
-        return False
 
     @cached_property
     def centred(self) -> bool:

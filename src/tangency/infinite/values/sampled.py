@@ -33,6 +33,8 @@ class Sampled(Value):
     """
 
     precedence = 4
+    gaussian = False
+    centred = False
 
     def __init__(
         self, positions: Positions, operands: Sequence[Value], function: OfSamples
@@ -40,14 +42,6 @@ class Sampled(Value):
         super().__init__(positions)
         self.operands = tuple(operands)
         self.function = function
-
-    @property
-    def gaussian(self) -> bool:
-        return False
-
-    @property
-    def centred(self) -> bool:
-        return False
 
     @cached_property
     def sampled(self) -> bool:

@@ -40,6 +40,7 @@ class Bias(Value):
     """
 
     precedence = 1
+    centred = True
 
     def __init__(
         self, identity: tuple[object, ...], scale: Scale, *, constant: bool = False
@@ -52,10 +53,6 @@ class Bias(Value):
     @property
     def gaussian(self) -> bool:
         return not self.constant or bool(self.scale.forward == 0.0)
-
-    @property
-    def centred(self) -> bool:
-        return True
 
     def second_moment(self, side: Side) -> Tensor:
         return side.full(side.number(self.scale.forward), ())
@@ -75,17 +72,11 @@ class One(Value):
     """The deterministic value one on every coordinate."""
 
     precedence = 0
+    gaussian = False
+    centred = False
 
     def __init__(self) -> None:
         super().__init__(())
-
-    @property
-    def gaussian(self) -> bool:
-        return False
-
-    @property
-    def centred(self) -> bool:
-        return False
 
     def second_moment(self, side: Side) -> Tensor:
         return side.full(side.number(1.0), ())

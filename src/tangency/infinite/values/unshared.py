@@ -26,19 +26,13 @@ class Unshared(Value):
     """
 
     precedence = 1
+    gaussian = True
+    centred = True
 
     def __init__(self, source: Weight, axes: Positions) -> None:
         super().__init__(source.positions)
         self.source = source
         self.axes = axes
-
-    @property
-    def gaussian(self) -> bool:
-        return True
-
-    @property
-    def centred(self) -> bool:
-        return True
 
     @property
     def origins(self) -> frozenset[object]:

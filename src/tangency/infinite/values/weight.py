@@ -68,6 +68,8 @@ class Weight(Value):
     """W u over i.i.d. rows of W: a zero-mean Gaussian with covariance w2 E[u u']."""
 
     precedence = 1
+    gaussian = True
+    centred = True
 
     def __init__(
         self,
@@ -80,14 +82,6 @@ class Weight(Value):
         self.identity = identity
         self.scale = scale
         self.source = source
-
-    @property
-    def gaussian(self) -> bool:
-        return True
-
-    @property
-    def centred(self) -> bool:
-        return True
 
     @cached_property
     def _rest(self) -> Positions:
