@@ -82,7 +82,7 @@ def render(growths: Sequence[Growth]) -> str:
     return "\n\n".join(
         [
             f"Measured on {processor_name()}, {usable_cores()} cores, float32, NNGP and NTK, "
-            f'`compile="auto"`; the exponent is fitted to the {FITTED} largest sizes.',
+            f"`compile=True`; the exponent is fitted to the {FITTED} largest sizes.",
             markdown_table(header, rows),
             f"![Time and memory against each size]({PICTURE.relative_to(PAGE.parent)})",
         ]

@@ -183,7 +183,8 @@ class Side:
             mean = mean.mean(dim=reduced) if reduced else mean
             kept = tuple(axis for axis in value.positions if axis in wanted)
             total = total + fraction * to_positions(mean, kept, wanted)
-            centred = isinstance(value, Scaled) and not value.scale.uniform
+            weighted = isinstance(value, Scaled) and not value.scale.uniform
+            centred = centred and weighted
         if base_name(node) == "sum":
             if centred:
                 raise UnsupportedOperation(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tangency import InfiniteKernel
+from tangency import InfiniteKernel, Init
 from tangency.errors import UnsupportedOperation
 
 
@@ -69,3 +69,33 @@ def test_rotary_positions_are_refused_with_the_reason() -> None:
 def test_detached_values_are_refused() -> None:
     with pytest.raises(UnsupportedOperation, match="detach"):
         InfiniteKernel(Detached(), torch.randn(2, 3))
+
+
+class DividedBySum(nn.Module):
+    """Divides by the sum over two halves of a width; one half is multiplied by random weights."""
+
+    def __init__(self, *, weighted_first: bool) -> None:
+        super().__init__()
+        self.weighted_first = weighted_first
+        self.first, self.second = nn.Linear(3, 64), nn.Linear(3, 64)
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(64, generator=generator))
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = torch.relu(self.second(x))
+        halves = [torch.relu(self.first(x)) * self.weights, plain]
+        if not self.weighted_first:
+            halves.reverse()
+        y: Tensor = self.head(plain / torch.cat(halves, -1).sum(-1, keepdim=True))
+        return y
+
+
+def test_what_is_refused_does_not_depend_on_the_order_of_a_concatenation() -> None:
+    """One half has a mean, so the sum has a limit, wherever that half stands."""
+    x = torch.randn(2, 3)
+    first, second = (
+        InfiniteKernel(DividedBySum(weighted_first=first), x, init=Init(weight=1.5)).ntk(x)
+        for first in (True, False)
+    )
+    torch.testing.assert_close(first, second)

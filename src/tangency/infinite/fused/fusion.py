@@ -21,10 +21,10 @@ from tangency.program.operations import POINTWISE, base_name
 
 __all__ = ["Fusion"]
 
-PAYS = 1.0
-"""Seconds of eager evaluation from which tracing and compiling are worth their time."""
+PAYS = 0.6
+"""Seconds of eager evaluation, over all calls, that tracing and compiling take as well."""
 
-SECONDS = {True: 8e-8, False: 1e-7}
+SECONDS = {True: 2e-8, False: 1.7e-7}
 """Of eager evaluation, per layer and entry of a covariance; without positions, or with them."""
 
 _JOINING = frozenset({"mean", "sum", *POOLS, *ADAPTIVE_POOLS})
@@ -45,13 +45,14 @@ class Fusion:
         self._program = program
         self._compile = compile
         self._kernels: dict[torch.dtype, FusedKernel | None] = {}
+        self._spent: dict[torch.dtype, float] = {}
 
     def kernel(self, rows: Side, columns: Side) -> FusedKernel | None:
         """The code for two sides; None where it does not pay or does not exist."""
         if self._compile is False or not self._possible(rows, columns):
             return None
         if rows.dtype not in self._kernels:
-            if self._compile == "auto" and self._seconds(rows, columns) < PAYS:
+            if self._compile == "auto" and not self._pays(rows, columns):
                 return None
             self._kernels[rows.dtype] = self._attempt(rows, columns)
         return self._kernels[rows.dtype]
@@ -84,6 +85,12 @@ class Fusion:
                 stacklevel=5,
             )
             return None
+
+    def _pays(self, rows: Side, columns: Side) -> bool:
+        """Whether eager evaluation, with what was spent on it before, would cost as much."""
+        spent = self._spent.get(rows.dtype, 0.0) + self._seconds(rows, columns)
+        self._spent[rows.dtype] = spent
+        return spent >= PAYS
 
     def _seconds(self, rows: Side, columns: Side) -> float:
         """About how long eager evaluation takes."""

@@ -33,8 +33,7 @@ class Aggregated(Linear):
         new: Positions,
         evaluate: Callable[[Side], Tensor],
     ) -> None:
-        super().__init__((*new, *(a for a in source.positions if a not in old)))
-        self.source = source
+        super().__init__(source, (*new, *(a for a in source.positions if a not in old)))
         self.old = old
         self.new = new
         self.evaluate = evaluate

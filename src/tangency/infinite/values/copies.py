@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from tangency.errors import UnsupportedOperation
 from tangency.infinite.layout import Block, Layout, Moments, Positions
 from tangency.infinite.values.concrete import product_of_means
-from tangency.infinite.values.position import Ask, Covariance, untied
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.position import OfSource
+from tangency.infinite.values.value import Ask, Covariance, Value, untied
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Copies"]
 
 
-class Copies(Value):
+class Copies(OfSource):
     """A part of a width as position axes (pixel shuffle): coordinates of a width are i.i.d.
 
     Two values have the same coordinates at equal places of their `axes`; with values that have no
@@ -33,17 +32,8 @@ class Copies(Value):
     """Above all values that stand for one draw, below what is made of several values."""
 
     def __init__(self, source: Value, axes: Positions) -> None:
-        super().__init__((*axes, *source.positions))
-        self.source = source
+        super().__init__(source, (*axes, *source.positions))
         self.axes = axes
-
-    @cached_property
-    def gaussian(self) -> bool:
-        return self.source.gaussian
-
-    @cached_property
-    def centred(self) -> bool:
-        return self.source.centred
 
     def second_moment(self, side: Side) -> Tensor:
         moment = side.second_moment(self.source)
@@ -52,10 +42,6 @@ class Copies(Value):
     def mean(self, side: Side) -> Tensor | None:
         mean = side.mean(self.source)
         return None if mean is None else mean.expand(*(a.size for a in self.axes), *mean.shape)
-
-    @property
-    def parts(self) -> tuple[Value, ...]:
-        return (self.source,)
 
     def draw(self, draws: Draws) -> Draw:
         """Independent copies of a Gaussian are drawn as one Gaussian; of others there is no rule.

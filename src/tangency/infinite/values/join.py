@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Positions
-from tangency.infinite.values.position import untied
-from tangency.infinite.values.value import Value, fill, to_positions
+from tangency.infinite.values.value import Value, fill, to_positions, untied
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Moments
-from tangency.infinite.values.position import OUTSIDE, Ask, Covariance, apart, untied
-from tangency.infinite.values.value import Value, fill
+from tangency.infinite.layout import Layout
+from tangency.infinite.values.position import OUTSIDE, Rearranged, apart
+from tangency.infinite.values.value import Ask, Covariance, Value, fill, untied
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
-    from tangency.infinite.pairs import Pairs
-    from tangency.infinite.side import Side
+    pass
 
 __all__ = ["Patches"]
 
 
-class Patches(Value):
+class Patches(Rearranged):
     """The positions `indices[tap][block]` of one axis of a value, along two new axes."""
-
-    precedence = 7
 
     def __init__(
         self,
@@ -34,19 +30,10 @@ class Patches(Value):
         indices: Sequence[Sequence[int]],
     ) -> None:
         at = source.positions.index(axis)
-        super().__init__((*source.positions[:at], *new, *source.positions[at + 1 :]))
-        self.source = source
+        super().__init__(source, (*source.positions[:at], *new, *source.positions[at + 1 :]))
         self.axis = axis
         self.new = new
         self.indices = tuple(tuple(row) for row in indices)
-
-    @cached_property
-    def gaussian(self) -> bool:
-        return self.source.gaussian
-
-    @cached_property
-    def centred(self) -> bool:
-        return self.source.centred
 
     def _cut(self, values: Tensor, dim: int) -> Tensor:
         """`(tap, block)` in place of dimension `dim`."""
@@ -57,31 +44,10 @@ class Patches(Value):
         inside = (index != OUTSIDE).to(values.dtype)
         return taken * inside.reshape(*index.shape, *[1] * (values.dim() - 1 - dim))
 
-    def _cut_leading(self, values: Tensor, lead: int = 0) -> Tensor:
-        """The patches of `(*lead, *positions of the source, n)`."""
+    def rearrange(self, values: Tensor, lead: int = 0) -> Tensor:
         return self._cut(values, lead + self.source.positions.index(self.axis))
 
-    def second_moment(self, side: Side) -> Tensor:
-        return self._cut_leading(side.second_moment(self.source))
-
-    def mean(self, side: Side) -> Tensor | None:
-        mean = side.mean(self.source)
-        return None if mean is None else self._cut_leading(mean)
-
-    @property
-    def parts(self) -> tuple[Value, ...]:
-        return (self.source,)
-
-    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
-        return self._cut_leading(parts[0], 1)
-
-    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        return self._taken(other, layout, pairs.block)
-
-    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
-        return self._taken(other, layout, pairs.moments)
-
-    def _taken(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
+    def rearranged(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
         mine = frozenset((a, b) for a, b in layout.ties if a in self.new)
         inner = Layout(self.source.positions, other.positions, layout.ties)
         if not mine:

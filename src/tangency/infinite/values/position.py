@@ -6,36 +6,30 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties, Which
-from tangency.infinite.values.value import Value, diagonal, fill
+from tangency.infinite.layout import Block, Layout, Moments, Positions, Which
+from tangency.infinite.values.value import (
+    Ask,
+    Covariance,
+    Value,
+    diagonal,
+    fill,
+    untied,
+)
 from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["OUTSIDE", "Ask", "Average", "Covariance", "Linear", "Mapped", "Take", "apart", "untied"]
+__all__ = ["OUTSIDE", "Average", "Linear", "Mapped", "OfSource", "Rearranged", "Take", "apart"]
 
 OUTSIDE = -1
 """The index of a position that is not there: its value is zero."""
-
-Covariance = TypeVar("Covariance", Block, Moments)
-
-Ask: TypeAlias = Callable[[Value, Value, Ties], "Covariance | None"]
-"""`pairs.block` or `pairs.moments`: what selects positions does the same to both."""
-
-
-def untied(
-    u: Value, v: Value, tie: tuple[Axis, Axis], layout: Layout, ask: Ask[Covariance]
-) -> Covariance | None:
-    """A tied covariance as the diagonal of the one in which the two axes are free."""
-    wide = Layout(layout.left, layout.right, layout.ties - {tie})
-    return diagonal(ask(u, v, wide.ties), tie, wide)
 
 
 def apart(covariance: Covariance | None, function: Callable[[Tensor], Tensor]) -> Covariance | None:
@@ -46,7 +40,57 @@ def apart(covariance: Covariance | None, function: Callable[[Tensor], Tensor]) -
     return type(covariance)(function(first), None if ntk is None else function(ntk))
 
 
-class Take(Value):
+class OfSource(Value):
+    """A value whose coordinates are those of one other value, its `source`."""
+
+    def __init__(self, source: Value, positions: Positions) -> None:
+        super().__init__(positions)
+        self.source = source
+
+    @cached_property
+    def gaussian(self) -> bool:
+        return self.source.gaussian
+
+    @cached_property
+    def centred(self) -> bool:
+        return self.source.centred
+
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.source,)
+
+
+class Rearranged(OfSource):
+    """Positions of the source, selected or counted otherwise: the same for all moments."""
+
+    precedence = 7
+
+    @abstractmethod
+    def rearrange(self, values: Tensor, lead: int = 0) -> Tensor:
+        """`(*lead, *positions of the source, ...)` at the positions of this value."""
+
+    @abstractmethod
+    def rearranged(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
+        """The covariance with `other`, of what `ask` gives for the source."""
+
+    def second_moment(self, side: Side) -> Tensor:
+        return self.rearrange(side.second_moment(self.source))
+
+    def mean(self, side: Side) -> Tensor | None:
+        mean = side.mean(self.source)
+        return None if mean is None else self.rearrange(mean)
+
+    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
+        return self.rearrange(parts[0], 1)
+
+    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
+        return self.rearranged(other, layout, pairs.block)
+
+    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        return self.rearranged(other, layout, pairs.moments)
+
+
+class Take(Rearranged):
     """The positions `indices` of one axis of a value; `OUTSIDE` stands for a zero.
 
     Without a `new` axis, one position is taken and the axis is gone.
@@ -56,19 +100,10 @@ class Take(Value):
 
     def __init__(self, source: Value, axis: Axis, new: Axis | None, indices: Sequence[int]) -> None:
         positions = [new if a is axis else a for a in source.positions]
-        super().__init__(tuple(a for a in positions if a is not None))
-        self.source = source
+        super().__init__(source, tuple(a for a in positions if a is not None))
         self.axis = axis
         self.new = new
         self.indices = tuple(indices)
-
-    @cached_property
-    def gaussian(self) -> bool:
-        return self.source.gaussian
-
-    @cached_property
-    def centred(self) -> bool:
-        return self.source.centred
 
     def _cut(self, values: Tensor, dim: int) -> Tensor:
         whole = fill(values, dim, self.axis.size)
@@ -81,31 +116,10 @@ class Take(Value):
         inside = (index != OUTSIDE).to(values.dtype)
         return taken * inside.reshape(-1, *[1] * (values.dim() - 1 - dim))
 
-    def _cut_leading(self, values: Tensor, lead: int = 0) -> Tensor:
-        """The positions taken of `(*lead, *positions of the source, n)`."""
+    def rearrange(self, values: Tensor, lead: int = 0) -> Tensor:
         return self._cut(values, lead + self.source.positions.index(self.axis))
 
-    def second_moment(self, side: Side) -> Tensor:
-        return self._cut_leading(side.second_moment(self.source))
-
-    def mean(self, side: Side) -> Tensor | None:
-        mean = side.mean(self.source)
-        return None if mean is None else self._cut_leading(mean)
-
-    @property
-    def parts(self) -> tuple[Value, ...]:
-        return (self.source,)
-
-    def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
-        return self._cut_leading(parts[0], 1)
-
-    def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
-        return self._taken(other, layout, pairs.block)
-
-    def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
-        return self._taken(other, layout, pairs.moments)
-
-    def _taken(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
+    def rearranged(self, other: Value, layout: Layout, ask: Ask[Covariance]) -> Covariance | None:
         partner = layout.tied(self.new) if self.new is not None else None
         if partner is not None:
             return self._tied(other, partner, layout, ask)
@@ -132,19 +146,10 @@ class Take(Value):
         return same and other.axis.size == self.axis.size
 
 
-class Linear(Value):
+class Linear(OfSource):
     """A constant linear map over positions; acts on float64 moments."""
 
     precedence = 7
-    source: Value
-
-    @cached_property
-    def gaussian(self) -> bool:
-        return self.source.gaussian
-
-    @cached_property
-    def centred(self) -> bool:
-        return self.source.centred
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         return pairs.from_moments(self, other, layout)
@@ -186,10 +191,6 @@ class Linear(Value):
         mean = side.mean(self.source)
         return None if mean is None else self.map(mean, side, 0)
 
-    @property
-    def parts(self) -> tuple[Value, ...]:
-        return (self.source,)
-
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         return self.map(parts[0], side, 1)
 
@@ -206,8 +207,7 @@ class Average(Linear):
     """The mean of a value over some of its positions."""
 
     def __init__(self, source: Value, axes: Positions) -> None:
-        super().__init__(tuple(a for a in source.positions if a not in axes))
-        self.source = source
+        super().__init__(source, tuple(a for a in source.positions if a not in axes))
         self.axes = axes
 
     def apply(self, values: Tensor, layout: Layout, which: Which, pairs: Pairs) -> Tensor:
@@ -226,8 +226,7 @@ class Mapped(Linear):
 
     def __init__(self, source: Value, axis: Axis, new: Axis | None, matrix: Tensor) -> None:
         replaced = (new if a is axis else a for a in source.positions)
-        super().__init__(tuple(a for a in replaced if a is not None))
-        self.source = source
+        super().__init__(source, tuple(a for a in replaced if a is not None))
         self.axis = axis
         self.new = new
         self.matrix = matrix

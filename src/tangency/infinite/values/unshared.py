@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions
-from tangency.infinite.values.position import Ask, Covariance, untied
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.value import Ask, Covariance, Value, untied
 from tangency.infinite.values.weight import Weight
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 from torch import Tensor
 
-from tangency.infinite.layout import Block, Layout, Moments, Positions, place
+from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties, place
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from tangency.infinite.sampling.draws import Draw, Draws
     from tangency.infinite.side import Side
 
-__all__ = ["Value", "diagonal", "fill", "to_positions", "uncorrelated"]
+__all__ = [
+    "Ask",
+    "Covariance",
+    "Value",
+    "diagonal",
+    "fill",
+    "to_positions",
+    "uncorrelated",
+    "untied",
+]
 
 T = TypeVar("T")
 
@@ -132,6 +141,17 @@ def fill(values: Tensor, dim: int, size: int) -> Tensor:
 
 
 Covariance = TypeVar("Covariance", Block, Moments)
+
+Ask: TypeAlias = Callable[[Value, Value, Ties], "Covariance | None"]
+"""`pairs.block` or `pairs.moments`: what selects positions does the same to both."""
+
+
+def untied(
+    u: Value, v: Value, tie: tuple[Axis, Axis], layout: Layout, ask: Ask[Covariance]
+) -> Covariance | None:
+    """A tied covariance as the diagonal of the one in which the two axes are free."""
+    wide = Layout(layout.left, layout.right, layout.ties - {tie})
+    return diagonal(ask(u, v, wide.ties), tie, wide)
 
 
 def diagonal(

@@ -14,7 +14,7 @@ from tangency.errors import UnsupportedOperation
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties
 from tangency.infinite.roots import root
 from tangency.infinite.values.sources import Scale
-from tangency.infinite.values.value import Value, diagonal, fill, to_positions
+from tangency.infinite.values.value import Value, fill, to_positions, untied
 from tangency.infinite.values.window import Window, joint_sum, single_sum
 from tangency.program.axes import Axis
 
@@ -209,8 +209,7 @@ class Weight(Value):
             return pairs.from_block(self, other, layout)
         for tie in layout.ties:
             if not self._stays_tied(tie, other):
-                wide = Layout(layout.left, layout.right, layout.ties - {tie})
-                return diagonal(pairs.moments(self, other, wide.ties), tie, wide)
+                return untied(self, other, tie, layout, pairs.moments)
         inputs = self._input_moments(other, layout, pairs)
         if inputs is None:
             return None
