@@ -12,16 +12,21 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from tangency import examples
+from tangency.empirical.outputs import Tail
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
+from tangency.program.outputs import listed
 
 __all__ = [
     "detached",
+    "dictionaries",
     "differentiable_copy",
     "evaluate",
     "named",
+    "outputs",
     "refuse_training_effects",
     "trainable",
+    "user_module",
 ]
 
 
@@ -37,28 +42,50 @@ def evaluate(
         InvalidInput: the module returns something other than one real floating-point tensor with
             one row per example.
     """
-    args, kwargs = examples.arguments(x)
+    return outputs(model, x, parameters).reshape(examples.count(x), -1)
+
+
+def outputs(
+    model: nn.Module, x: Examples, parameters: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """As `evaluate`, in the shape (n, *rest) that the module gives them. Raises as `evaluate`."""
     state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     state.update(parameters or {})
-    output: object = functional_call(model, state, args, kwargs)
+    output = _returned(model, state, x)
+    name = type(user_module(model)).__name__
     if not isinstance(output, Tensor):
         raise InvalidInput(
-            f"{type(model).__name__} returns a {type(output).__name__}, but a kernel needs one "
-            "tensor: wrap the module so that it returns the output whose kernel you want."
+            f"{name} returns a {type(output).__name__}, but a kernel needs one tensor. "
+            f"{listed(output)}choose one with a function of what the module returns, e.g. "
+            "output=lambda out: out[0]."
         )
     if not output.is_floating_point():
         raise InvalidInput(
-            f"{type(model).__name__} returns {output.dtype}, which has no gradient: "
+            f"{name} returns {output.dtype}, which has no gradient: "
             "return the real-valued output before argmax or rounding."
         )
     n = examples.count(x)
     # A module that squeezes its output returns a scalar for a single example.
     if n > 1 and (output.dim() == 0 or output.shape[0] != n):
         raise InvalidInput(
-            f"{type(model).__name__} returns shape {tuple(output.shape)} for {n} examples: "
+            f"{name} returns shape {tuple(output.shape)} for {n} examples: "
             "it must return one row per example."
         )
-    return output.reshape(n, -1)
+    return output
+
+
+def user_module(model: nn.Module) -> nn.Module:
+    """The user's own module inside the tails that the choice of an output puts behind it."""
+    return user_module(model.model) if isinstance(model, Tail) else model
+
+
+def _returned(model: nn.Module, state: dict[str, Tensor], x: Examples) -> object:
+    """What `model` returns on `x` with `state` for its parameters and buffers."""
+    if isinstance(model, Tail):
+        return model.finish(_returned(model.model, state, model.data(x)), x)
+    args, kwargs = examples.arguments(x)
+    returned: object = functional_call(model, state, args, kwargs)
+    return returned
 
 
 def named(model: nn.Module, patterns: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
@@ -160,3 +187,12 @@ def differentiable_copy(x: Examples) -> Examples:
         ),
         x,
     )
+
+
+def dictionaries(x: Examples) -> Examples:
+    """`x` with plain dictionaries for other mappings (the `BatchEncoding` of a tokenizer)."""
+    if isinstance(x, Mapping) and not isinstance(x, dict):
+        return {key: dictionaries(value) for key, value in x.items()}
+    if type(x) is tuple:
+        return tuple(map(dictionaries, x))
+    return x

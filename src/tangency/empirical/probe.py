@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from tangency import examples
-from tangency.empirical.function import evaluate
+from tangency.empirical.function import evaluate, user_module
 from tangency.empirical.jacobian import by_autograd
+from tangency.empirical.randomness import PASSES, drawn, refusal
 from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
-__all__ = ["Probe", "make"]
+__all__ = ["Probe", "first_output", "make"]
 
 _COEFFICIENTS = (1.0, -0.7, 0.4)
 
@@ -78,20 +80,17 @@ def make(
         InvalidInput: the module does not run on them, returns NaN or infinity, or is random.
     """
     x = _three(x1, x2)
-    first = _first_output(model, x)
+    first, random = drawn(lambda: first_output(model, x))
     if not bool(torch.isfinite(first).all()):
         raise InvalidInput(
-            f"{type(model).__name__} returns NaN or infinite values for finite data: "
+            f"{type(user_module(model)).__name__} returns NaN or infinite values for finite data: "
             "look for a parameter or a buffer that is not finite, or for an overflow."
         )
     count = first.shape[1]
     cotangent = torch.arange(1, count + 1, device=first.device).to(torch.float64).cos()[None]
     outputs, jacobian = by_autograd(model, parameters, x, cotangent.to(first.dtype))
-    if not _agree(outputs[:1], first.detach()):
-        raise InvalidInput(
-            f"{type(model).__name__} returns different outputs for the same example: something in "
-            "it draws random numbers, or changes with each call. Call model.eval(), or remove it."
-        )
+    if not _agree(outputs[:1], first.detach()) or (random and _varies(model, x, outputs)):
+        raise refusal(user_module(model), partial(_alone, model, x), _agree, random=random)
     coefficients = torch.tensor(_COEFFICIENTS, dtype=torch.float64, device=first.device)
     reference = {
         name: torch.einsum("i,ikd->d", coefficients.to(rows.dtype), rows)
@@ -107,6 +106,17 @@ def make(
     )
 
 
+def _varies(model: nn.Module, x: Examples, outputs: Tensor) -> bool:
+    """Whether the random numbers that a module draws ever change an output."""
+    return any(not _agree(_alone(model, x), outputs) for _ in range(PASSES))
+
+
+def _alone(model: nn.Module, x: Examples) -> Tensor:
+    """Outputs of the examples, each evaluated alone."""
+    rows = [slice(i, i + 1) for i in range(examples.count(x))]
+    return torch.cat([evaluate(model, examples.take(x, row)).detach() for row in rows])
+
+
 def _three(x1: Examples, x2: Examples | None) -> Examples:
     """First and middle example of `x1`, last one of `x2` (or of `x1`)."""
     last = x1 if x2 is None else x2
@@ -119,7 +129,12 @@ def _three(x1: Examples, x2: Examples | None) -> Examples:
     return examples.concatenate(examples.concatenate(pieces[0], pieces[1]), pieces[2])
 
 
-def _first_output(model: nn.Module, x: Examples) -> Tensor:
+def first_output(model: nn.Module, x: Examples) -> Tensor:
+    """The output of the first of the examples, (1, out).
+
+    Raises:
+        InvalidInput: the module does not run on it.
+    """
     try:
         return evaluate(model, examples.take(x, slice(0, 1)))
     except TangencyError:
@@ -127,9 +142,10 @@ def _first_output(model: nn.Module, x: Examples) -> Tensor:
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape[1:])} {t.dtype}" for t in examples.tensors(x))
         kinds = {str(p.dtype) for p in model.parameters()}
+        name = type(user_module(model)).__name__
         raise InvalidInput(
-            f"{type(model).__name__} does not run on an example of the data ({shapes}; the "
-            f"module's parameters are {', '.join(sorted(kinds)) or 'none'}): "
+            f"{name} does not run on an example of the data ({shapes}; "
+            f"the module's parameters are {', '.join(sorted(kinds)) or 'none'}): "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tangency.errors import InvalidInput
 
-__all__ = ["Output", "select_output"]
+__all__ = ["Output", "listed", "select_output"]
 
 Output: TypeAlias = "int | str | Callable[[Any], Tensor] | None"
 """A place in a tuple, a key or attribute, or a function of what the module returns."""
@@ -29,7 +29,7 @@ def select_output(returned: object, output: Output) -> Tensor:
         reason = "the module returns something other than one tensor, which a kernel needs"
     else:
         reason = f"output={output!r} is a {type(chosen).__name__}, not a tensor"
-    raise InvalidInput(f"{reason}. {_listed(returned)}{_ADVICE}")
+    raise InvalidInput(f"{reason}. {listed(returned)}{_ADVICE}")
 
 
 _ADVICE = (
@@ -48,10 +48,10 @@ def _chosen(returned: Any, output: Output) -> object:
             return returned[output]
         return getattr(returned, output)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"there is no output {output!r}. {_listed(returned)}") from error
+        raise InvalidInput(f"there is no output {output!r}. {listed(returned)}") from error
 
 
-def _listed(returned: object) -> str:
+def listed(returned: object) -> str:
     """What a module returned, in words."""
     if isinstance(returned, Mapping):
         entries = [f"{key!r}: {_described(value)}" for key, value in returned.items()]
