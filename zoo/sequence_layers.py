@@ -152,6 +152,13 @@ ATTENTION = [
         lambda: nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, batch_first=True),
     ),
     _row("nn.TransformerEncoder, two layers, causal mask", CausalEncoder),
+    _row(
+        "nn.TransformerEncoderLayer, dropout in training semantics",
+        lambda: nn.TransformerEncoderLayer(
+            WIDTH, 4, 2 * WIDTH, 0.2, batch_first=True, norm_first=True
+        ),
+        dropout=True,
+    ),
 ]
 
 VECTORS = [
@@ -161,6 +168,11 @@ VECTORS = [
     _row(
         "Dropout, training semantics",
         lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(WIDTH, WIDTH)),
+        dropout=True,
+    ),
+    _row(
+        "AlphaDropout after SELU, training semantics",
+        lambda: nn.Sequential(nn.SELU(), nn.AlphaDropout(0.2)),
         dropout=True,
     ),
 ]

@@ -54,7 +54,10 @@ def drawn_ntks(model: nn.Module, x: Tensor, count: int) -> Tensor:
     return torch.stack(draws)
 
 
-@pytest.mark.parametrize("dropout", [nn.Dropout(0.4), nn.Dropout2d(0.3)])
+@pytest.mark.parametrize(
+    "dropout",
+    [nn.Dropout(0.4), nn.Dropout2d(0.3), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.3)],
+)
 def test_the_kernel_is_the_limit_of_the_mean(dropout: nn.Module) -> None:
     model, x = Dropping(WIDTH, dropout).double(), inputs()
     exact = InfiniteKernel(model, x, init=INIT, dropout=True).ntk(x)
@@ -100,3 +103,49 @@ def test_a_nonlinearity_on_dropped_values_is_sampled() -> None:
     for kernel, error, truth in zip(result[:2], result[2:], exact, strict=True):
         assert bool(((kernel - truth).abs() < 4.5 * error).all())
         assert float(error.norm() / truth.norm()) < 0.02
+
+
+def test_dropout_of_what_was_dropped_beside_it() -> None:
+    """y = m u / k and y + m' y / k': of the second moment of u, 1 / k (1 + 2 + 1 / k')."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(48, 8), nn.Linear(8, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = nn.functional.dropout(torch.relu(self.first(x.flatten(1))), 0.2)
+            return self.last(hidden + nn.functional.dropout(hidden, 0.5))
+
+    x = inputs()
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 1, bias=False))
+    apart = InfiniteKernel(plain.double(), x, init=INIT).pair(x)
+    factors = torch.full((3, 3), 4.0, dtype=torch.float64).fill_diagonal_(5 / 0.8)
+    for kernel, one in zip(
+        InfiniteKernel(Twice().double(), x, init=INIT).pair(x), apart, strict=True
+    ):
+        torch.testing.assert_close(kernel, one * factors)
+
+
+def test_alpha_dropout_in_closed_form() -> None:
+    """Klambauer et al. 2017: a x + b with probability q, else a x0 + b, with their a, b and x0; the
+    NNGP of a layer on ReLU features.
+    """
+    p, q, low = 0.3, 0.7, -1.7580993408473766
+    a = (q * (1 + p * low**2)) ** -0.5
+    b = -a * p * low
+    layers = [nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 1, bias=False)]
+    plain = nn.Sequential(*layers).double()
+    dropped = nn.Sequential(*layers[:3], nn.AlphaDropout(p), layers[3]).double()
+    x, one = inputs(), Init(weight=1.0, bias=0.0)
+    kernel = InfiniteKernel(plain, x, init=one).nngp(x)
+    mean = (2 * kernel.diagonal() / (2 * torch.pi)).sqrt()  # of relu(g) with E relu^2 = v / 2
+    shift = b + p * a * low
+    scale = a * q
+    expected = (
+        scale**2 * kernel + scale * shift * (mean[:, None] + mean) + torch.full((3, 3), shift**2)
+    )
+    own = q * (a**2 * kernel.diagonal() + 2 * a * b * mean + b**2) + p * (a * low + b) ** 2
+    expected.diagonal().copy_(own)
+    found = InfiniteKernel(dropped, x, init=one, dropout=True).nngp(x)
+    torch.testing.assert_close(found, expected)

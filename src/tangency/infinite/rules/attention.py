@@ -21,10 +21,12 @@ from torch import Tensor, fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.rules.dropout import keep_probability
 from tangency.infinite.rules.sampled import over_positions
 from tangency.infinite.rules.spatial import grouped, ungrouped
 from tangency.infinite.side import Side
 from tangency.infinite.values.attention import Attended, Logits, is_certain
+from tangency.infinite.values.dropped import Dropped
 from tangency.infinite.values.sampled import Sampled
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Coefficient, Sum, Term
@@ -41,7 +43,9 @@ class FewHeadsWarning(UserWarning):
 
 @rule("scaled_dot_product_attention")
 def attention(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
-    """softmax(scale q k^T + mask) v; scale is 1 / sqrt(d) by default."""
+    """softmax(scale q k^T + mask) v, the softmax perhaps with dropout; scale is 1 / sqrt(d) by
+    default.
+    """
     given = arguments(node)
     q, k, v = (cast(fx.Node, given[name]) for name in ("query", "key", "value"))
     _check_arguments(lowering, node, given)
@@ -60,6 +64,10 @@ def attention(lowering: Lowering, node: fx.Node, start: int, length: int) -> Val
         _warn_of_few_heads(heads)
         lowering.need_samples(node, "has no closed form under the scale 1 / sqrt(d)")
         weights = _sampled_weights(_logits(lowering, query, key, width), number, keys, mask)
+    p = cast(float, given.get("dropout_p") or 0.0)
+    if p > 0:
+        keep = keep_probability(lowering, node, p)
+        weights = Dropped(weights, keep, (node.name, start, length), weights.positions)
     return _attended(lowering, node, weights, v, keys, start, length)
 
 
@@ -68,8 +76,6 @@ def _check_arguments(lowering: Lowering, node: fx.Node, given: dict[str, object]
         raise lowering.unsupported(
             node, "shares keys among groups of heads (enable_gqa), which has no rule yet"
         )
-    if given.get("dropout_p"):
-        raise lowering.unsupported(node, "drops attention weights at random, which has no rule yet")
     for name in ("query", "key", "value"):
         operand = cast(fx.Node, given[name])
         atoms = resolve(lowering.program.axes[operand][-1])
@@ -300,13 +306,22 @@ def product(
     left, right = factors
     axes = lowering.program.axes
     if any(a.kind == "width" for a in resolve(axes[right][-1])):
-        keys = Axis("position", size_of(resolve(axes[left][-1])))
-        weights = _along(lowering, left, -1, keys)
+        weights, keys = lowering.value(left).memo(_over_keys, resolve(axes[left][-1]))
         return _attended(lowering, node, weights, right, keys, start, length)
     contracted = resolve(axes[left][-1])
     if any(a.kind != "width" for a in contracted):
         raise lowering.unsupported(node, "multiplies two random values along positions")
     return _logits_by_hand(lowering, node, (left, right), size_of(contracted))
+
+
+def _over_keys(weights: Value, atoms: Positions) -> tuple[Value, Axis]:
+    """Attention weights with one axis for the keys; masks of dropout stay outermost."""
+    keys = Axis("position", size_of(atoms))
+    if not isinstance(weights, Dropped):
+        return grouped(weights, atoms, keys), keys
+    masked = (*(a for a in weights.masked if a not in atoms), keys)
+    whole = grouped(weights.source, atoms, keys)
+    return Dropped(whole, weights.keep, weights.identity, masked), keys
 
 
 def _logits_by_hand(

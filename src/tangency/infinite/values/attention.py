@@ -19,9 +19,10 @@ from torch import Tensor
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Which, place
 from tangency.infinite.sampling.draws import Draw, Draws
 from tangency.infinite.sampling.products import draw_product
+from tangency.infinite.values.dropped import Dropped
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value, fill, to_positions, untied
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ class Attended(Value):
     K = sum_jj' E[z z'] K_v and T = sum_jj' E[z z'] T_v + T_z K_v. One coordinate of v has a
     vanishing influence on z, so that the two are independent even where they share weights. The
     moments of z are exact, or means over its samples; K_v and T_v are exact.
+
+    Dropout gives every weight z(i, j) a mask of its own, in every head and example. That changes
+    only E[z(i, j)^2], which is divided by the probability of keeping it.
     """
 
     precedence = 2.75  # what may contain other attended values expands first
@@ -132,6 +136,12 @@ class Attended(Value):
         self.weights = weights
         self.values = values
         self.keys = keys
+        self.dropped: Dropped | None = None
+        """The weights, if each has a mask of its own."""
+        self.whole = weights
+        """The weights without their masks."""
+        if isinstance(weights, Dropped) and set(weights.masked) == set(weights.positions):
+            self.dropped, self.whole = weights, weights.source
 
     @property
     def centred(self) -> bool:
@@ -159,32 +169,32 @@ class Attended(Value):
     @property
     def _by_samples(self) -> bool:
         """Whether samples of the weights are used; those of certain weights are themselves."""
-        return self.weights.sampled or is_certain(self.weights)
+        return self.whole.sampled or is_certain(self.whole)
 
     def weight_samples(self, side: Side) -> Tensor:
         """Samples of the attention weights, `(S, *positions of the weights, n)`."""
-        if self.weights.sampled:
-            return side.quantity(self.weights, "samples")
+        if self.whole.sampled:
+            return side.quantity(self.whole, "samples")
         return self.mean_weights(side)[None]
 
     def weight_tangents(self, side: Side) -> Tensor:
         """Samples of their tangents, like `weight_samples`; zero for certain weights."""
-        if self.weights.sampled:
-            return side.quantity(self.weights, "tangents")
+        if self.whole.sampled:
+            return side.quantity(self.whole, "tangents")
         return torch.zeros_like(self.mean_weights(side))[None]
 
     def mean_weights(self, side: Side) -> Tensor:
         """E[z], `(*positions of the weights, n)`."""
-        mean = side.mean(self.weights)
+        mean = side.mean(self.whole)
         zero = side.number(0.0)
-        return side.full(zero if mean is None else mean, self.weights.positions)
+        return side.full(zero if mean is None else mean, self.whole.positions)
 
     def mean(self, side: Side) -> Tensor | None:
         mean = side.mean(self.values)
         if mean is None:
             return None
         weights = to_positions(
-            side.quantity(self, "mean_weights"), self.weights.positions, self._reads
+            side.quantity(self, "mean_weights"), self.whole.positions, self._reads
         )
         gathered = weights * to_positions(mean, self.values.positions, self._reads)
         return side.full(gathered.sum(-2), self.positions)
@@ -210,20 +220,73 @@ class Attended(Value):
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         if not isinstance(other, Attended):
             return self._with_other(other, layout, pairs)
+        masks = self._masks_with(other)
+        for a, b in layout.ties:
+            if any((a is c) != (b is d) for c, d in masks):
+                return untied(self, other, (a, b), layout, pairs.moments)
+        whole = self._without_masks(other, layout, pairs)
+        if whole is None or not masks:
+            return whole
+        added = self._of_masks(other, masks, layout, pairs)
+        return Moments(whole.moment + added.moment, _sum(whole.ntk, added.ntk))
+
+    def _without_masks(self, other: Attended, layout: Layout, pairs: Pairs) -> Moments | None:
         inner = Layout(self._reads, other._reads, layout.ties)
         values = _embedded(self.values, other.values, inner, pairs)
         if values is None:
             return None
         if self._by_samples and other._by_samples:
             return self._over_samples(other, values, inner, layout, pairs)
-        weights = _embedded(self.weights, other.weights, inner, pairs)
+        products = self._products(other, values, inner, pairs)
+        if products is None:
+            return None
+        dims = [inner.index("left", self.keys), inner.index("right", other.keys)]
+        return _map(products, lambda x: _ordered(x.sum(dims, keepdim=True), inner, layout))
+
+    def _products(
+        self, other: Attended, values: Moments, inner: Layout, pairs: Pairs
+    ) -> Moments | None:
+        """Moments of z(i, j) v(j), laid out by `inner`; `values` are those of the values."""
+        weights = _embedded(self.whole, other.whole, inner, pairs)
         if weights is None:
             return None
         own = None if values.ntk is None else values.ntk * weights.moment.to(values.ntk.dtype)
         shared = None if weights.ntk is None else weights.ntk * values.moment.to(weights.ntk.dtype)
-        dims = [inner.index("left", self.keys), inner.index("right", other.keys)]
-        whole = Moments(values.moment * weights.moment, _sum(own, shared))
-        return _map(whole, lambda x: _ordered(x.sum(dims, keepdim=True), inner, layout))
+        return Moments(values.moment * weights.moment, _sum(own, shared))
+
+    def _masks_with(self, other: Attended) -> tuple[tuple[Axis, Axis], ...]:
+        """The axes along which both have the same masks, in pairs; none if they have no such."""
+        mine, yours = self.dropped, other.dropped
+        if mine is None or yours is None or mine.identity != yours.identity:
+            return ()
+        return tuple(zip(mine.masked, yours.masked, strict=True))
+
+    def _of_masks(
+        self, other: Attended, masks: tuple[tuple[Axis, Axis], ...], layout: Layout, pairs: Pairs
+    ) -> Moments:
+        """(1 / keep - 1) sum_j E[z(i, j)^2] K_v(j, j) where a query of an example meets itself, and
+        the same of the NTK.
+        """
+        assert self.dropped is not None
+        assert other.dropped is not None
+        inner = Layout(self._reads, other._reads, layout.ties | frozenset(masks))
+        values = _embedded(self.values, other.values, inner, pairs)
+        assert values is not None
+        products = self._products(other, values, inner, pairs)
+        assert products is not None
+        key, tied = inner.index("left", self.keys), inner.ties - {(self.keys, other.keys)}
+        kept = Layout(self.positions, other.positions, tied)
+        same = self.dropped.same_example(other.dropped, layout, pairs)
+        for a, b in masks:
+            if a is not self.keys:
+                same = same & layout.equal(a, b, same)
+        gain = same.double() * (1 / self.dropped.keep - 1)
+
+        def gathered(x: Tensor) -> Tensor:
+            whole = fill(x, key, self.keys.size).sum(key, keepdim=True)
+            return gain.to(x.dtype) * layout.embed(_ordered(whole, inner, kept), kept)
+
+        return _map(products, gathered)
 
     def _over_samples(
         self, other: Attended, values: Moments, inner: Layout, layout: Layout, pairs: Pairs
@@ -241,7 +304,7 @@ class Attended(Value):
 
     def _spread(self, which: Which, name: str, inner: Layout, pairs: Pairs) -> Tensor:
         """Samples of the weights over all dimensions of `inner`, `(S, ..., batch)`."""
-        part = inner.swap(which, self.weights.positions)
+        part = inner.swap(which, self.whole.positions)
         found = pairs.quantity(which, self, name, layout=part, wide=True)
         return _widened(found, part, inner)
 
@@ -251,7 +314,7 @@ class Attended(Value):
         values = _embedded(self.values, other, inner, pairs)
         if values is None:
             return None
-        part = inner.swap("left", self.weights.positions)
+        part = inner.swap("left", self.whole.positions)
         mean = pairs.quantity("left", self, "mean_weights", layout=part, wide=True)
         mean = _widened(mean[None], part, inner)[0]
         dim = inner.index("left", self.keys)

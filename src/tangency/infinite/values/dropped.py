@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions
+from tangency.infinite.values.copies import Copies
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import size_of
 
@@ -29,7 +30,7 @@ class Dropped(Value):
     example at one position. Two examples of different data sets never do, however alike.
     """
 
-    precedence = 2.75
+    precedence = 2.8  # what contains attended values expands before them
     gaussian = False
 
     def __init__(self, source: Value, keep: float, identity: Hashable, masked: Positions) -> None:
@@ -47,10 +48,14 @@ class Dropped(Value):
     def origins(self) -> frozenset[Hashable]:
         return self.source.origins | {self.identity}
 
+    @cached_property
+    def sampled(self) -> bool:
+        return self.source.sampled
+
     def draw(self, draws: Draws) -> Draw:
         source = draws.of(self.source)
         sizes = [axis.size for axis in self.masked]
-        noise = draws.normal(*sizes, draws.side.count)
+        noise = draws.normal(draws.side.count, *sizes).movedim(1, -1)
         bound = torch.special.ndtri(torch.tensor(self.keep, dtype=torch.float64))
         mask = (noise < bound.to(noise.device)) / self.keep
         spread = to_positions(mask, self.masked, self.positions)
@@ -75,39 +80,59 @@ class Dropped(Value):
         """A number that no other data set in memory has."""
         return side.full(side.number(float(id(side))), ())
 
+    def example(self, side: Side) -> Tensor:
+        """The number of every example."""
+        return torch.arange(side.count, dtype=torch.float64, device=side.device)
+
     def mask(self, side: Side) -> Tensor:
-        """The number of the mask of every entry, `(*positions, n)`."""
+        """The number of the mask of every entry within its example, `(*positions, n)`."""
         sizes = [axis.size for axis in self.masked]
         places = torch.arange(size_of(self.masked), dtype=torch.float64, device=side.device)
-        examples = torch.arange(side.count, dtype=torch.float64, device=side.device)
-        numbers = places.reshape(*sizes, 1) + size_of(self.masked) * examples
-        return side.full(to_positions(numbers, self.masked, self.positions), self.positions)
+        spread = to_positions(places.reshape(*sizes, 1), self.masked, self.positions)
+        return side.full(spread, self.positions)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         return pairs.from_moments(self, other, layout)
 
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
-        partner = other.source if isinstance(other, Dropped) else other
+        shares = isinstance(other, Dropped) and other.identity == self.identity
+        if not shares and self.identity in other.origins and not isinstance(other, Copies):
+            return self._inside(other, layout, pairs)
+        partner = other.source if isinstance(other, Dropped) and shares else other
         inner = layout.within(self.source.positions, partner.positions)
         found = pairs.moments(self.source, partner, inner.ties)
         if found is None:
             return None
         moment = layout.embed(found.moment, inner)
         ntk = None if found.ntk is None else layout.embed(found.ntk, inner)
-        if not isinstance(other, Dropped) or other.identity != self.identity:
+        if not isinstance(other, Dropped) or not shares:
             return Moments(moment, ntk)
         gain = torch.where(self._shared(other, layout, pairs), 1 / self.keep, 1.0).double()
         return Moments(moment * gain, None if ntk is None else ntk * gain.to(ntk.dtype))
 
+    def _inside(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
+        """The covariance with what contains this value, which is then the one to expand."""
+        there = layout.mirrored
+        found = other.moments(self, there, pairs.mirror)
+        if found is None:
+            return None
+        ntk = None if found.ntk is None else layout.embed_mirrored(found.ntk, there)
+        return Moments(layout.embed_mirrored(found.moment, there), ntk)
+
     def _shared(self, other: Dropped, layout: Layout, pairs: Pairs) -> Tensor:
         """Where two entries have the same mask."""
-        alone = layout.within((), ())
-        sets = [
-            pairs.quantity("left", self, "data_set", layout=alone, wide=True),
-            pairs.quantity("right", other, "data_set", layout=alone, wide=True),
-        ]
         masks = [
             pairs.quantity("left", self, "mask", layout=layout, wide=True),
             pairs.quantity("right", other, "mask", layout=layout, wide=True),
         ]
-        return layout.embed(sets[0] == sets[1], alone) & (masks[0] == masks[1])
+        return self.same_example(other, layout, pairs) & (masks[0] == masks[1])
+
+    def same_example(self, other: Dropped, layout: Layout, pairs: Pairs) -> Tensor:
+        """Where both entries are of one example of one data set, as they broadcast in a block."""
+        alone = layout.within((), ())
+
+        def equal(name: str) -> Tensor:
+            left = pairs.quantity("left", self, name, layout=alone, wide=True)
+            return left == pairs.quantity("right", other, name, layout=alone, wide=True)
+
+        return layout.embed(equal("data_set") & equal("example"), alone)
