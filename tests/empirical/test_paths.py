@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from empirical.cases import case_of, real, recorded
+from empirical.cases import CASES, Case, case_of, real, recorded
 from tangency.empirical import contraction
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.function import trainable
+from tangency.empirical.gradients import Factors
 from tangency.empirical.plan import Layout, SiteSize, cheapest, flops, tile_size
 from tangency.empirical.recording import Recording
-from tangency.empirical.sites import Factors
 
 LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
 
@@ -23,30 +23,33 @@ def engine_of(name: str) -> Engine:
     return prepare(model, parameters, case_of(name).data(4), None, recording)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_sites_serve_all_parameters_but(case: Case) -> None:
+    rest = {
+        "embedding bag": {"e.weight"},
+        "positions scrambled into the batch's place": {"a.weight", "a.bias"},
+        "parameter reached by another reference": {"weight"},
+        **dict.fromkeys(("branch on data", "no_grad in forward", "custom backward"), None),
+    }.get(case.name, set())
+    engine = engine_of(case.name)
+    everything = set(trainable(dict(engine.model.named_parameters())))
+    assert set(engine.rest) == (everything if rest is None else rest)
+    assert {group.name for group in engine.groups} == everything - set(engine.rest)
+
+
 @pytest.mark.parametrize(
-    ("name", "rest"),
+    ("name", "parameter", "rules"),
     [
-        ("mlp", set()),
-        ("linear over tokens", set()),
-        ("linear over tokens, tokens first", set()),
-        ("layer called three times", set()),
-        ("shared bias", set()),
-        ("recurrence as a loop", set()),
-        ("multi-head attention", set()),
-        ("tokens merged with the batch", set()),
-        ("tied embedding", {"embedding.weight"}),
-        ("weight and its transpose", {"a.weight"}),
-        ("weight also penalised", {"a.weight"}),
-        ("bias used as a scale", {"a.bias"}),
-        # The layer's call has no batch: all examples share its output.
-        ("layer on a table of positions", {"a.weight", "a.bias", "table"}),
+        ("mlp", "0.weight", {"factors"}),
+        ("grouped and dilated conv", "0.weight", {"factors"}),
+        ("transposed conv", "0.weight", {"factors"}),
+        ("tied embedding", "embedding.weight", {"rows", "factors"}),
+        ("weight also penalised", "a.weight", {"factors", "local derivative"}),
     ],
 )
-def test_sites_serve_all_but(name: str, rest: set[str]) -> None:
-    engine = engine_of(name)
-    assert set(engine.rest) == rest
-    served = {group.name for group in engine.groups}
-    assert served | rest == set(trainable(dict(engine.model.named_parameters())))
+def test_rules_of_a_parameter(name: str, parameter: str, rules: set[str]) -> None:
+    (group,) = (g for g in engine_of(name).groups if g.name == parameter)
+    assert {site.rule for site in group.sites} == rules
 
 
 @pytest.mark.parametrize("name", ["custom backward", "branch on data", "no_grad in forward"])
@@ -60,14 +63,14 @@ def test_scrambled_batch_is_not_taken_for_a_batch() -> None:
 
 def test_loop_where_vmap_has_no_rule() -> None:
     assert not engine_of("branch on data").vmap
-    assert engine_of("conv1d").vmap
+    assert engine_of("embedding bag").vmap
 
 
 def factors(n: int, generator: torch.Generator) -> Factors:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    return Factors(normal(2, n, 3, 5), normal(2, n, 4, 3, 6))
+    return Factors(normal(2, n, 1, 3, 5), normal(2, n, 4, 1, 3, 6))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -78,12 +81,13 @@ def test_both_contractions(
     monkeypatch.setattr(contraction, "WORKING_SET", working_set)
     generator = torch.Generator().manual_seed(0)
     rows, columns = factors(4, generator), factors(2, generator)
-    j1, j2 = (torch.einsum("biopw,bipd->biowd", f.cotangents, f.inputs) for f in (rows, columns))
+    j1, j2 = (torch.einsum("biogpw,bigpd->biowd", f.cotangents, f.inputs) for f in (rows, columns))
     full = torch.einsum("biowd,bjqwd->bijoq", j1, j2)
     each = full.diagonal(dim1=-2, dim2=-1)
     expected = {"full": full, "diagonal": each, "trace": each.sum(-1)}[layout]
+    pairs = [(f.inputs[:, :, 0], f.cotangents[:, :, :, 0]) for f in (rows, columns)]
     for path in (contraction._by_gram, contraction._by_gradients):
-        torch.testing.assert_close(path(rows, columns, layout), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(path(*pairs, layout), expected, rtol=1e-12, atol=1e-12)
     chosen = contraction.of_factors(rows, columns, layout)
     torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-12)
 

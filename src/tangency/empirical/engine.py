@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from tangency import examples
-from tangency.empirical import jacobian, probe, sites
+from tangency.empirical import jacobian, passage, probe
 from tangency.empirical.features import Features
+from tangency.empirical.gradients import Explicit, Gradients
+from tangency.empirical.groups import Group, groups
+from tangency.empirical.passage import Order, Passage
 from tangency.empirical.probe import Probe
 from tangency.empirical.recording import Recording
-from tangency.empirical.sites import Factors, Passage, SiteGroup
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.program.trace import Trace
 
 __all__ = ["Engine", "prepare"]
+
+_ORDERS: tuple[Order, ...] = ("batch first", "positions first")
 
 
 @dataclass(frozen=True)
@@ -28,51 +32,60 @@ class Engine:
     Attributes:
         model: the module, which stays as it is.
         trace: its graph; None where it cannot be recorded or is not to be trusted.
-        groups: parameters whose gradients come from linear sites of the graph.
+        groups: parameters whose gradients come from sites of the graph.
         rest: parameters whose gradients come from per-example Jacobians.
         vmap: whether `torch.func.vmap` serves `rest` (else one example at a time).
         out: number of the module's outputs.
         dtype: of the outputs.
         value_bytes: bytes of the values in the graph for one example.
+        gradient_bytes: bytes of the gradients of one example and one output.
     """
 
     model: nn.Module
     trace: Trace | None
-    groups: tuple[SiteGroup, ...]
+    groups: tuple[Group, ...]
     rest: Mapping[str, nn.Parameter]
     vmap: bool
     out: int
     dtype: torch.dtype
     value_bytes: int
+    gradient_bytes: int = 0
 
     def features(self, x: Examples, cotangents: Tensor) -> Features:
         """Outputs and gradients of `x`, for the combinations `cotangents` (k, out) of outputs."""
         n = examples.count(x)
         outputs: Tensor | None = None
-        factors: dict[str, Factors] = {}
-        gradients: dict[str, Tensor] = {}
+        gradients: dict[str, list[list[Gradients]]] = {}
         if self.trace is not None:
             # The graph is run on at least two examples: what was added is cut off again.
-            passage = self._run(x, cotangents)
-            outputs = passage.outputs[:n]
+            seen = self.run(x, cotangents)
+            outputs = seen.outputs[:n]
+            parameters = self.parameters
             for group in self.groups:
-                if group.role == "weight":
-                    factors[group.name] = passage.factors(group).first(n)
-                else:
-                    gradients[group.name] = passage.bias_gradients(group)[:n]
+                found = group.gradients(seen, parameters)
+                gradients[group.name] = [[t.first(n).in_single() for t in ts] for ts in found]
         if outputs is None or self.rest:
             compute = jacobian.by_vmap if self.vmap else jacobian.by_autograd
             outputs, rows = compute(self.model, self.rest, x, cotangents)
-            gradients.update(rows)
-        return Features(outputs @ cotangents.mT, factors, gradients)
+            for name, row in rows.items():
+                gradients[name] = [[Explicit(row[None]).in_single()]]
+        combined = (outputs @ cotangents.mT)[None]
+        return Features(Explicit(combined[..., None]).in_single().values[..., 0], gradients)
 
-    def _run(self, x: Examples, cotangents: Tensor) -> Passage:
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Present values of all parameters."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def run(self, x: Examples, cotangents: Tensor) -> Passage:
+        """Run the graph once, at least on two examples."""
         assert self.trace is not None
         # `torch.export` takes the free batch size to be at least two.
         batch = examples.concatenate(x, x) if examples.count(x) == 1 else x
-        nodes = {node: None for group in self.groups for node in group.nodes}
-        parameters = dict(self.model.named_parameters())
-        return sites.run(self.trace, parameters, batch, list(nodes), cotangents)
+        sites = [site for group in self.groups for site in group.sites]
+        read = {node for site in sites for node in site.reads}
+        calls = {site.node: None for site in sites}
+        return passage.run(self.trace, self.parameters, batch, read, calls, cotangents)
 
     def bytes_per_example(self, outputs: int) -> int:
         """Estimate of the memory that the features of one example take while they are made."""
@@ -115,20 +128,19 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
         trace = recording.get(tried.x)
         if trace is None:
             return engine
-        candidates = sites.groups(trace)
-        chosen = (
-            [] if tried.custom_backward else [candidates[n] for n in engine.rest if n in candidates]
-        )
-        trial = replace(engine, trace=trace, groups=tuple(chosen))
-        passage = trial._run(tried.x, tried.cotangent)
-        if tried.confirms_outputs(passage.outputs):
-            groups = _confirmed(chosen, passage, tried)
-            served = {group.name for group in groups}
+        chosen: dict[str, Group] = {}
+        if not tried.custom_backward:
+            chosen = groups(trace, engine.rest, engine.parameters)
+        trial = replace(engine, trace=trace, groups=tuple(chosen.values()))
+        seen = trial.run(tried.x, tried.cotangent)
+        if tried.confirms_outputs(seen.outputs):
+            confirmed = _confirmed(trial, seen, tried)
+            served = {group.name for group in confirmed}
             return replace(
                 trial,
-                groups=tuple(groups),
+                groups=tuple(confirmed),
                 rest={name: p for name, p in engine.rest.items() if name not in served},
-                value_bytes=passage.value_bytes // examples.count(tried.x),
+                value_bytes=seen.value_bytes // examples.count(tried.x),
             )
         recording.forget()
     if tried.batch is not None and not tried.confirms_outputs(tried.batch):
@@ -140,39 +152,42 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
     return engine
 
 
-def _confirmed(chosen: list[SiteGroup], passage: Passage, tried: Probe) -> list[SiteGroup]:
-    """Those of `chosen` that reproduce the module's gradients, with the split of their batch.
+def _confirmed(engine: Engine, seen: Passage, tried: Probe) -> list[Group]:
+    """Those groups that reproduce the module's gradients, with the split of their batch.
 
     A gradient that is the same for all examples and positions fits either split: such a group
     (the bias before a mean over tokens) goes with the decided ones at the same sites.
     """
-    fitting = [_fitting(group, passage, tried) for group in chosen]
+    fitting = [_fitting(group, engine, seen, tried) for group in engine.groups]
     decided = {
-        node: g.order for (g, *others) in filter(None, fitting) if not others for node in g.nodes
+        site.node: g.order
+        for (g, *others) in filter(None, fitting)
+        if not others
+        for site in g.sites
     }
-    groups = []
+    found = []
     for orders in fitting:
         if len(orders) > 1:
-            orders = [g for g in orders if {decided.get(node) for node in g.nodes} == {g.order}]
-        groups += orders
-    return groups
+            fits = [g for g in orders if {decided.get(s.node) for s in g.sites} == {g.order}]
+            orders = fits
+        found += orders
+    return found
 
 
-def _fitting(group: SiteGroup, passage: Passage, tried: Probe) -> list[SiteGroup]:
+def _fitting(group: Group, engine: Engine, seen: Passage, tried: Probe) -> list[Group]:
     """`group` with each order of its batch that reproduces the module's gradient."""
-    n = len(passage.outputs)
-    sizes = {passage.inputs[site.node].shape[site.axis] for site in group.sites}
-    if any(size % n for size in sizes):
-        return []
-    orders = [group] if sizes == {n} else [group, replace(group, order="positions first")]
-    return [g for g in orders if tried.confirms(g.name, _gradients(g, passage))]
+    orders = _ORDERS if seen.merged(site.node for site in group.sites) else _ORDERS[:1]
+    candidates = [replace(group, order=order) for order in orders]
+    return [g for g in candidates if _reproduces(g, engine, seen, tried)]
 
 
-def _gradients(group: SiteGroup, passage: Passage) -> Tensor:
-    if group.role == "bias":
-        return passage.bias_gradients(group)
-    factors = passage.factors(group)
-    return torch.einsum("iopw,ipd->iowd", factors.cotangents, factors.inputs).flatten(2)
+def _reproduces(group: Group, engine: Engine, seen: Passage, tried: Probe) -> bool:
+    try:
+        gradient = group.explicit(seen, engine.parameters)
+    except RuntimeError:
+        # The operation's own derivative wants the whole batch: the module's own path serves it.
+        return False
+    return tried.confirms(group.name, gradient)
 
 
 def _vmap_works(engine: Engine, tried: Probe) -> bool:

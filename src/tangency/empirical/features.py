@@ -2,75 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tangency.empirical import contraction
+from tangency.empirical.gradients import Gradients
 from tangency.empirical.plan import Layout
-from tangency.empirical.sites import Factors
 
-__all__ = ["Features", "nngp_block", "ntk_block"]
+__all__ = ["Features", "nngp_block", "ntk_block", "ntk_blocks"]
 
 
 @dataclass(frozen=True)
 class Features:
     """Outputs and gradients of n examples, of the `out` outputs that were asked for.
 
+    There is a leading batch of independent problems, as in `contraction`.
+
     Attributes:
-        outputs: (n, out).
-        factors: weight -> its gradients in factors.
-        gradients: other parameter -> its gradients, (n, out, size).
+        outputs: (b, n, out).
+        gradients: parameter -> for each set of its entries, the terms of its gradients.
     """
 
     outputs: Tensor
-    factors: Mapping[str, Factors]
-    gradients: Mapping[str, Tensor]
+    gradients: Mapping[str, Sequence[Sequence[Gradients]]]
 
-    def batched(self, dim: int) -> Features:
-        """The same with the batch of problems of `contraction` at `dim`: 0 for one problem with
-        all examples, 1 for one problem for each example. Half-precision numbers become float32.
-        """
-
-        def prepared(value: Tensor) -> Tensor:
-            return value.to(torch.promote_types(value.dtype, torch.float32)).unsqueeze(dim)
-
+    def one_by_one(self) -> Features:
+        """Each example as a problem of its own."""
         return Features(
-            prepared(self.outputs),
+            self.outputs.transpose(0, 1),
             {
-                name: Factors(prepared(f.inputs), prepared(f.cotangents))
-                for name, f in self.factors.items()
+                name: [[term.one_by_one() for term in terms] for terms in pieces]
+                for name, pieces in self.gradients.items()
             },
-            {name: prepared(gradient) for name, gradient in self.gradients.items()},
         )
 
 
 def nngp_block(rows: Features, columns: Features, layout: Layout) -> Tensor:
     """Products of outputs, shape (b, rows, columns, *outputs) as in `contraction`."""
-    block = contraction.of_gradients(
+    block = contraction.of_explicit(
         rows.outputs.unsqueeze(-1), columns.outputs.unsqueeze(-1), layout
     )
     return _mean(block, rows, layout)
 
 
+def ntk_blocks(rows: Features, columns: Features, layout: Layout) -> dict[str, Tensor]:
+    """Products of the gradients of every parameter, shapes as of `nngp_block`."""
+    return {
+        name: _mean(_product(pieces, columns.gradients[name], layout), rows, layout)
+        for name, pieces in rows.gradients.items()
+        if pieces
+    }
+
+
 def ntk_block(rows: Features, columns: Features, layout: Layout) -> Tensor:
     """Products of gradients summed over all parameters, shape as of `nngp_block`."""
-    blocks = [
-        contraction.of_factors(f, f if rows is columns else columns.factors[name], layout)
-        for name, f in rows.factors.items()
-    ]
-    blocks += [
-        contraction.of_gradients(gradient, columns.gradients[name], layout)
-        for name, gradient in rows.gradients.items()
-    ]
-    if not blocks:  # no selected parameter reaches the outputs
-        return torch.zeros_like(nngp_block(rows, columns, layout))
-    total = blocks[0]
-    for block in blocks[1:]:
-        total = total + block
-    return _mean(total, rows, layout)
+    total: Tensor | None = None
+    for block in ntk_blocks(rows, columns, layout).values():
+        total = block if total is None else total.add_(block)
+    # No selected parameter may reach the outputs.
+    return torch.zeros_like(nngp_block(rows, columns, layout)) if total is None else total
+
+
+def _product(
+    rows: Sequence[Sequence[Gradients]], columns: Sequence[Sequence[Gradients]], layout: Layout
+) -> Tensor:
+    total: Tensor | None = None
+    for mine, yours in zip(rows, columns, strict=True):
+        block = contraction.product(mine, yours, layout)
+        total = block if total is None else total + block
+    assert total is not None
+    return total
 
 
 def _mean(block: Tensor, rows: Features, layout: Layout) -> Tensor:
