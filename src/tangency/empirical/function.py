@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,11 +15,13 @@ from torch.utils import _pytree as pytree
 
 from tangency import examples
 from tangency.empirical.outputs import Tail
+from tangency.empirical.randomness import preserved
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.program.outputs import listed
 
 __all__ = [
+    "call",
     "detached",
     "dictionaries",
     "differentiable_copy",
@@ -26,6 +30,8 @@ __all__ = [
     "outputs",
     "refuse_training_effects",
     "trainable",
+    "undisturbed",
+    "user_data",
     "user_module",
 ]
 
@@ -49,9 +55,7 @@ def outputs(
     model: nn.Module, x: Examples, parameters: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """As `evaluate`, in the shape (n, *rest) that the module gives them. Raises as `evaluate`."""
-    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state.update(parameters or {})
-    output = _returned(model, state, x)
+    output = call(model, x, parameters)
     name = type(user_module(model)).__name__
     if not isinstance(output, Tensor):
         raise InvalidInput(
@@ -74,9 +78,21 @@ def outputs(
     return output
 
 
+def call(model: nn.Module, x: Examples, parameters: Mapping[str, Tensor] | None = None) -> object:
+    """Whatever `model` returns on the batch `x`; its buffers stay as they are."""
+    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state.update(parameters or {})
+    return _returned(model, state, x)
+
+
 def user_module(model: nn.Module) -> nn.Module:
     """The user's own module inside the tails that the choice of an output puts behind it."""
     return user_module(model.model) if isinstance(model, Tail) else model
+
+
+def user_data(model: nn.Module, x: Examples) -> Examples:
+    """What of the batch `x` for `model` the user's own module is called on."""
+    return user_data(model.model, model.data(x)) if isinstance(model, Tail) else x
 
 
 def _returned(model: nn.Module, state: dict[str, Tensor], x: Examples) -> object:
@@ -187,6 +203,19 @@ def differentiable_copy(x: Examples) -> Examples:
         ),
         x,
     )
+
+
+@contextmanager
+def undisturbed(model: nn.Module, x: Examples) -> Iterator[None]:
+    """With autograd on; the state of random generators is put back afterwards."""
+    tensors = (*examples.tensors(x), *model.parameters(), *model.buffers())
+    devices = {t.device for t in tensors if t.device.type == "cuda"}
+    with (
+        preserved(sorted(devices, key=str)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        yield
 
 
 def dictionaries(x: Examples) -> Examples:

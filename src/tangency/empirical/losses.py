@@ -17,7 +17,7 @@ from tangency.empirical.probe import first_output
 from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
-__all__ = ["of_one", "split", "weighted"]
+__all__ = ["of_one", "split", "value", "weighted"]
 
 _BATCH = 32
 """Examples that go through the module together: enough to keep it busy, in little memory."""
@@ -71,6 +71,11 @@ def of_one(loss: Loss, value: Tensor, target: Examples) -> Tensor:
     return result.reshape(())
 
 
+def value(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Tensor:
+    """The loss of one example, shape (1,), with its graph. Raises as `of_one`."""
+    return of_one(loss, _one(outputs(model, x)), targets).reshape(1)
+
+
 def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Examples:
     """Data (x, c, s) on which `WeightedSum` of `model` has the losses' values and gradients.
 
@@ -84,9 +89,7 @@ def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Ex
     weights, shifts = [], []
     for start in range(0, examples.count(x), _BATCH):
         rows = slice(start, min(start + _BATCH, examples.count(x)))
-        values = _values(model, examples.take(x, rows))
-        for i, value in enumerate(values, start):
-            leaf = value.requires_grad_()
+        for i, leaf in enumerate(_leaves(model, examples.take(x, rows)), start):
             result = of_one(loss, leaf, examples.take(targets, slice(i, i + 1)))
             (gradient,) = torch.autograd.grad(result, leaf)
             dtype = torch.promote_types(leaf.dtype, torch.float32)
@@ -96,12 +99,13 @@ def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Ex
     return x, torch.cat(weights), torch.cat(shifts)
 
 
-def _values(model: nn.Module, x: Examples) -> list[Tensor]:
-    """Outputs of each example, (1, *rest)."""
+def _leaves(model: nn.Module, x: Examples) -> list[Tensor]:
+    """Outputs of each example, (1, *rest), to be differentiated in."""
     n = examples.count(x)
     try:
         together = outputs(model, x).detach()
-        return list(together.split(1)) if n > 1 else [_one(together)]
+        rows = together.split(1) if n > 1 else (_one(together),)
+        return [row.clone().requires_grad_() for row in rows]
     except TangencyError:
         raise
     except Exception:
@@ -109,7 +113,7 @@ def _values(model: nn.Module, x: Examples) -> list[Tensor]:
             raise
         # A module that branches on its data runs on one example at a time only.
         singles = (examples.take(x, slice(i, i + 1)) for i in range(n))
-        return [value for single in singles for value in _values(model, single)]
+        return [leaf for single in singles for leaf in _leaves(model, single)]
 
 
 def _one(value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tangency.empirical.randomness import PASSES, drawn, refusal
 from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
-__all__ = ["Probe", "first_output", "make"]
+__all__ = ["Probe", "agree", "first_output", "make"]
 
 _COEFFICIENTS = (1.0, -0.7, 0.4)
 
@@ -51,17 +51,17 @@ class Probe:
 
     def confirms_outputs(self, outputs: Tensor) -> bool:
         """Whether `outputs` (3, out) are those of the examples alone."""
-        return _agree(outputs, self.outputs)
+        return agree(outputs, self.outputs)
 
     def confirms(self, name: str, gradients: Tensor) -> bool:
         """Whether per-example gradients (3, 1, size) of w . f add up to the reference."""
         coefficients = gradients.new_tensor(_COEFFICIENTS)
         total = torch.einsum("i,ikd->d", coefficients, gradients)
         size = sum(float(value.double().square().sum()) for value in self.reference.values())
-        return _agree(total, self.reference[name], floor=size**0.5)
+        return agree(total, self.reference[name], floor=size**0.5)
 
 
-def _agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
+def agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
     """Equal but for rounding; wrong paths differ by far more than half of the digits.
 
     `floor` is the scale whose rounding counts too (a gradient that is zero but for rounding).
@@ -89,8 +89,8 @@ def make(
     count = first.shape[1]
     cotangent = torch.arange(1, count + 1, device=first.device).to(torch.float64).cos()[None]
     outputs, jacobian = by_autograd(model, parameters, x, cotangent.to(first.dtype))
-    if not _agree(outputs[:1], first.detach()) or (random and _varies(model, x, outputs)):
-        raise refusal(user_module(model), partial(_alone, model, x), _agree, random=random)
+    if not agree(outputs[:1], first.detach()) or (random and _varies(model, x, outputs)):
+        raise refusal(user_module(model), partial(_alone, model, x), agree, random=random)
     coefficients = torch.tensor(_COEFFICIENTS, dtype=torch.float64, device=first.device)
     reference = {
         name: torch.einsum("i,ikd->d", coefficients.to(rows.dtype), rows)
@@ -108,7 +108,7 @@ def make(
 
 def _varies(model: nn.Module, x: Examples, outputs: Tensor) -> bool:
     """Whether the random numbers that a module draws ever change an output."""
-    return any(not _agree(_alone(model, x), outputs) for _ in range(PASSES))
+    return any(not agree(_alone(model, x), outputs) for _ in range(PASSES))
 
 
 def _alone(model: nn.Module, x: Examples) -> Tensor:
