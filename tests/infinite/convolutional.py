@@ -281,6 +281,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         (2, 3, 4, 4),
     ),
     "circular": padded_by("circular"),
+    "padded in front": chain(
+        lambda w: [
+            nn.Conv2d(3, w, 2),
+            nn.ReLU(),
+            nn.ZeroPad2d((0, 2, 1, 0)),
+            nn.CircularPad2d((1, 1, 0, 0)),
+            nn.Conv2d(w, w, 3),
+            nn.ReLU(),
+            nn.CircularPad2d((0, 0, 2, 1)),
+            nn.Conv2d(w, w, (3, 2), padding=(0, 1)),
+            nn.ReLU(),
+            global_mean(),
+        ]
+    ),
     "reflected": padded_by("reflect"),
     "replicated": padded_by("replicate"),
     "groups": chain(

@@ -52,6 +52,20 @@ class Tied(nn.Module):
         return F.relu(self.conv(F.relu(x)))
 
 
+class Around(nn.Module):
+    """Padding around the columns, circular or zero around the rows, put in front of a filter."""
+
+    def __init__(self, width: int, mode: str = "constant", below: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, (3, 5), padding=(below, 0))
+        self.mode = mode
+        self.rows = 1 - below
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, self.rows, self.rows), mode=self.mode)
+        return F.relu(self.conv(F.pad(x, (1, 3, 0, 0), mode="circular")))
+
+
 class Mean(nn.Module):
     """The mean over all positions."""
 
@@ -133,6 +147,67 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
             nn.Linear(8, 1),
         ),
         (3, 8, 6),
+    ),
+    "circular": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            conv((3, 5), padding="same", dilation=(2, 1), padding_mode="circular"),
+            nn.GELU(),
+            *pooled(),
+        ),
+        (3, 5, 6),
+    ),
+    "circular, strided and pooled": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, stride=(1, 2), padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            conv(padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            conv(stride=2, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 8, 16),
+    ),
+    "circular around columns": (
+        lambda: convolutional(
+            Around(WIDTH),
+            conv(padding=1),
+            Residual(WIDTH),
+            Around(WIDTH, below=1),
+            *pooled(),
+        ),
+        (3, 4, 6),
+    ),
+    "circular in two steps": (
+        lambda: convolutional(Around(WIDTH, "circular"), *head(120)),
+        (3, 5, 6),
+    ),
+    "circular in one dimension": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, WIDTH, 4, padding="same", padding_mode="circular"),
+            nn.ReLU(),
+            nn.CircularPad1d((2, 0)),
+            nn.Conv1d(WIDTH, WIDTH, 3),
+            nn.ReLU(),
+            Mean(),
+            nn.Linear(WIDTH, 1),
+        ),
+        (2, 9),
+    ),
+    "zeros in front of filters": (
+        lambda: nn.Sequential(
+            nn.ZeroPad2d((0, 1, 2, 0)),
+            nn.Conv2d(3, WIDTH, 3, padding=(0, 1)),
+            nn.ReLU(),
+            nn.ZeroPad2d((1, 2, 1, 0)),
+            conv((2, 4), stride=2),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 5, 6),
     ),
     "one dimension": (
         lambda: nn.Sequential(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from tests.infinite.fused.networks import NETWORKS, images
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 
 from tangency.infinite import InfiniteKernel
 from tangency.infinite.evaluation import CompilationWarning
-from tangency.infinite.fused import FusedKernel, compiler
+from tangency.infinite.fused import FusedKernel, NotFusable, compiler
 from tangency.infinite.fused.compiler import CompilerMissing
+from tangency.infinite.fused.runner import MOST_TASKS
+from tangency.infinite.fused.tables import sweeps
 from tangency.kernel_pair import KernelPair
 
 try:
@@ -73,6 +78,48 @@ def test_many_pairs_equal_single_ones(name: str) -> None:
     assert torch.equal(whole.ntk, whole.ntk.T)
 
 
+@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("name", ["pooled", "mean of all pixels", "circular", "one dimension"])
+def test_an_example_with_itself_takes_half_of_the_offsets(name: str, count: int) -> None:
+    model, shape = network(name)
+    x = images(count, shape)
+    kernel = InfiniteKernel(model, x)
+    side, same = kernel._side(x), kernel._side(x)
+    made = FusedKernel(kernel._evaluation.output, side, side)
+    (chain,) = made.plan.chains
+    last = len(chain.runs) - 1
+    half, whole = (sweeps(chain, last, everywhere=True, symmetric=s) for s in (True, False))
+    assert half[-1].count < 0.7 * whole[-1].count
+    for found, expected in zip(made(side, side), made(side, same), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize(("name", "count", "bars"), [
+    ("fully connected", 2, [1]),
+    ("fully connected", 300, [15]),  # tiles of 64 examples
+    ("one dimension", 2, [3, 1]),  # pairs, then the head
+    ("one dimension", 300, [MOST_TASKS + 1, 15]),
+])  # fmt: skip
+def test_progress_moves_by_pieces(
+    name: str, count: int, bars: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
+        assert label == "kernel"
+        ticks: list[None] = []
+        yield lambda: ticks.append(None)
+        assert len(ticks) == total
+        found.append(total)
+
+    monkeypatch.setattr("tangency.tiles.progress", progress)
+    monkeypatch.setattr("tangency.infinite.fused.execution.TILE", 64)
+    model, shape = network(name)
+    fused(model, images(count, shape))
+    assert found == bars
+
+
 def test_permuted_examples_permute_the_kernel() -> None:
     model, shape = network("pools and mean")
     x = images(6, shape)
@@ -99,6 +146,21 @@ def test_the_kernel_uses_it_where_it_pays() -> None:
     small = InfiniteKernel(model, x)
     small.pair(x)
     assert not small._evaluation._fusion._kernels
+
+
+def test_windows_wrap_around_the_whole_image_only() -> None:
+    """A stride that does not divide it brings other offsets together."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 1),
+    ).double()
+    with pytest.raises(NotFusable, match="wraps around only some"):
+        fused(model, images(2, (3, 5, 6)))
+    x = images(3, (3, 4, 6))
+    assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
 
 
 def test_derivatives_go_the_eager_way() -> None:

@@ -102,6 +102,53 @@ def test_one_layer_in_closed_form(name: str) -> None:
     assert_same(pair(cnn(first=layer)), expected)
 
 
+PADDED: dict[str, list[nn.Module]] = {
+    "zeros": [nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 8, (2, 3), padding=(1, 0))],
+    "zeros twice, then the other end": [
+        nn.ZeroPad2d((1, 0, 0, 1)),
+        nn.ZeroPad2d((2, 0, 1, 0)),
+        nn.CircularPad2d((2, 0, 1, 1)),
+        nn.Conv2d(3, 8, 3),
+    ],
+    "the other end, then zeros": [nn.CircularPad2d((2, 1, 3, 0)), nn.Conv2d(3, 8, 3, padding=2)],
+    "the other end in each dimension": [
+        nn.CircularPad2d((2, 1, 0, 0)),
+        nn.CircularPad2d((0, 0, 3, 1)),
+        nn.Conv2d(3, 8, (3, 2), stride=2, dilation=(1, 2)),
+    ],
+    "the other end twice": [nn.CircularPad2d(1), nn.CircularPad2d(2), nn.Conv2d(3, 8, 3)],
+    "cropped": [nn.CircularPad2d((-1, 2, 0, 0)), nn.ZeroPad2d((0, 0, -2, 1)), nn.Conv2d(3, 8, 2)],
+    "a number": [nn.ConstantPad2d(1, 0.5), nn.Conv2d(3, 8, 2)],
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_in_front_of_a_filter(name: str) -> None:
+    """One layer in closed form, and the same padding in front of hidden positions."""
+    *pads, last = PADDED[name]
+    assert isinstance(last, nn.Conv2d)
+    options = {"dilation": last.dilation, "padding": last.padding, "stride": last.stride}
+
+    def patches(x: Tensor) -> Tensor:
+        return F.unfold(nn.Sequential(*pads)(x), last.kernel_size, **options)
+
+    taps = last.weight[0].numel()
+    expected = dense(images(), images(2, seed=1), patches, taps)
+    assert_same(pair(cnn(first=nn.Sequential(*pads, last))), expected)
+    # A padded copy that something else reads too is no part of the filter's windows.
+    hidden = nn.Conv2d(8, 8, last.kernel_size, **options)
+    copy = nn.Sequential(*pads, Copied())
+    joined, apart = (pair(cnn(*front, hidden, nn.ReLU())) for front in (pads, [copy]))
+    assert_same(joined, apart)
+
+
+class Copied(nn.Module):
+    """The identity, written so that what comes before it stands alone."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.stack([h, h]).mean(0)
+
+
 def test_transposed_is_a_filter_of_the_stuffed_input() -> None:
     """Zeros in between and around, then a flipped filter, whose taps are exchangeable."""
     layer = nn.ConvTranspose2d(3, 8, (3, 2), stride=(2, 1), padding=(1, 0), output_padding=(1, 0))

@@ -66,7 +66,8 @@ class ChainSums:
 
     def _tell_means(self, side: Side, inputs: list[Inputs]) -> None:
         indices = np.arange(side.count)
-        sums = self._runner.sums(np.stack([indices, indices], axis=1), inputs, self._pool)
+        pairs = np.stack([indices, indices], axis=1)
+        sums = self._runner.sums(pairs, inputs, self._pool, symmetric=True)
         for leaf, root in self._chain.leaves:
             value = leaf.detail.detail.value
             if value is not None:
@@ -79,7 +80,7 @@ class ChainSums:
         inputs = [self._runner.inputs(k, rows, columns) for k in range(len(self._chain.runs))]
         together = max(1, CACHED // max(1, *(i.bytes for i in inputs)))
         pairs = _pairs(rows.count, columns.count, together, symmetric=symmetric)
-        sums = self._runner.sums(pairs, inputs, self._pool)
+        sums = self._runner.sums(pairs, inputs, self._pool, symmetric=symmetric)
         i, j = torch.from_numpy(pairs).unbind(1)
         found: dict[Node, Tensor] = {}
         for leaf, root in self._chain.leaves:

@@ -84,16 +84,19 @@ class FusedKernel:
         roots = self.plan.head.roots
         results = [torch.empty(shape, dtype=rows.dtype) for _ in roots]
         mine, yours = self._vectors(rows, Kind.LEFT), self._vectors(columns, Kind.RIGHT)
-        for tile in tiles.plan(*shape, TILE, symmetric=symmetric):
-            matrices = [
-                self._matrix(n, rows, columns, known, tile) for n in self.plan.head.matrices
-            ]
-            made = [torch.empty(tile.shape, dtype=root.dtype) for root in roots]
-            left = [t[tile.rows] if k else t for k, t in mine]
-            right = [t[tile.columns] if k else t for k, t in yours]
-            self._table(left, right, matrices, made, pool)
-            for result, block in zip(results, made, strict=True):
-                tiles.fill(result, tile, block.to(rows.dtype), symmetric=symmetric)
+        cut = tiles.plan(*shape, TILE, symmetric=symmetric)
+        with tiles.progress("kernel", len(cut)) as advance:
+            for tile in cut:
+                matrices = [
+                    self._matrix(n, rows, columns, known, tile) for n in self.plan.head.matrices
+                ]
+                made = [torch.empty(tile.shape, dtype=root.dtype) for root in roots]
+                left = [t[tile.rows] if k else t for k, t in mine]
+                right = [t[tile.columns] if k else t for k, t in yours]
+                self._table(left, right, matrices, made, pool)
+                for result, block in zip(results, made, strict=True):
+                    tiles.fill(result, tile, block.to(rows.dtype), symmetric=symmetric)
+                advance()
         return results[0], results[1] if len(results) > 1 else torch.zeros_like(results[0])
 
     def _vectors(self, side: Side, kind: str) -> list[tuple[bool, Tensor]]:

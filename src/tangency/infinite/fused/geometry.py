@@ -5,7 +5,8 @@ offset of the right position from the left one is `step * offset`, where `step` 
 the strides between an axis and the result of the run. Offsets live on a torus: with modulus
 `m * step` at least the size of the axis, the pairs (p, (p + step * offset) mod (m * step)) of all
 offsets 0 .. m - 1 are all pairs of positions, each once, and pairs that a window's tap joins have
-the same offset unless the tap leaves one of the two images.
+the same offset unless the tap leaves one of the two images. Where `m * step` is the size of the
+axis, that holds for windows that wrap around its ends too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Geometry:
         nodes = list(each(roots))
         self._follow(nodes)
         self._check(nodes)
+        self._windows = [node.window for node in nodes if node.kind == Kind.WINDOW]
         self.least = tuple(self._least(slot) for slot in range(self.rank))
 
     def _place(self, axis: Axis, extent: Extent) -> bool:
@@ -90,6 +92,17 @@ class Geometry:
     def _least(self, slot: int) -> int:
         extents = [e for e in self._extents.values() if e.slot == slot]
         return max(-(-e.size // e.step) for e in extents)
+
+    def check_wraps(self, moduli: Sequence[int]) -> None:
+        """Refuse windows that wrap around an axis which is not the whole torus.
+
+        Raises:
+            NotFusable: there is one.
+        """
+        for window in self._windows:
+            extents = self.windowed(window) if window.wraps else ()
+            if any(moduli[e.slot] * e.step != e.size for e in extents):
+                raise NotFusable("a window that wraps around only some of the positions")
 
     def axes(self, node: Node) -> frozenset[Axis]:
         """The axes of a node, each by its representative."""
@@ -129,12 +142,24 @@ def inside(extent: Extent, modulus: int, offset: int) -> NDArray[np.bool_]:
 def reached(
     window: Window, source: Extent, target: Extent, modulus: int, offset: int
 ) -> NDArray[np.bool_]:
-    """Which taps lie inside both images, shape `(taps, positions of the result)`."""
+    """Which taps lie inside both images, shape `(taps, positions of the result)`.
+
+    Of a window that wraps, those that need not do so on the left.
+    """
     left = np.arange(modulus * target.step)
     there = right(target, modulus, offset)
-    shift = np.arange(window.taps)[:, None] * window.dilation - window.padding
-    reads = [positions * window.stride + shift for positions in (left, there)]
-    exists = inside(target, modulus, offset)
-    fits = [(read >= 0) & (read < source.size) for read in reads]
-    result: NDArray[np.bool_] = fits[0] & fits[1] & exists
+    fits = [
+        (read >= 0) & (read < source.size)
+        for read in (reads(window, positions) for positions in (left, there))
+    ]
+    if window.wraps:
+        return fits[0]
+    result: NDArray[np.bool_] = fits[0] & fits[1] & inside(target, modulus, offset)
     return result
+
+
+def reads(window: Window, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which position of the input each tap reads, `(taps, positions)`; it may lie outside."""
+    shift = np.arange(window.taps)[:, None] * window.dilation - window.padding
+    found: NDArray[np.int64] = positions * window.stride + shift
+    return found

@@ -182,6 +182,7 @@ def _finish(
             sizes[order[k]] = pooling.widths[k] * extent.step * moduli[extent.slot]
         _finish(below, tuple(sizes), tuple(steps), runs, pools)
         places.update({pool: runs[-1].first + k for k, pool in enumerate(below.pools)})
+    draft.geometry.check_wraps(moduli)
     planned = schedule(draft.roots, draft.geometry)
     blocks = tuple(places[leaf.detail] for leaf in planned.dense)
     first = sum(len(run.roots) for run in runs)

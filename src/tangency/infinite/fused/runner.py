@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangency import tiles
 from tangency.infinite.fused.arrays import SideArrays, form
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.graph import Kind
@@ -25,6 +26,10 @@ __all__ = ["Inputs", "Runner"]
 
 TASKS = 8
 """Pieces of work per thread, so that the threads end together."""
+
+MOST_TASKS = 200
+FEWEST_PAIRS = 64
+"""Long work is cut into more pieces, so that a progress bar moves: so many, of so many pairs."""
 
 Pairs = NDArray[np.int64]
 Sums = NDArray[np.float64]
@@ -69,15 +74,31 @@ class Runner:
         known = _shared(run, left) if rows is columns else {}
         return Inputs(left, _quantities(run, columns, Kind.RIGHT, known))
 
-    def sums(self, pairs: Pairs, inputs: list[Inputs], pool: ThreadPoolExecutor) -> Sums:
-        """The last run's sums over positions of each pair of examples, `(pairs, roots)`."""
-        everywhere = self._chain.weights is not None
-        swept = sweeps(self._chain, len(self._chain.runs) - 1, everywhere=everywhere)
-        threads = torch.get_num_threads()
-        if len(pairs) >= TASKS * threads:
-            return self._by_pairs(pairs, inputs, swept, pool)
-        found = [self._one(pair, inputs, swept, pool)[0] for pair in pairs]
-        return np.stack(found)
+    def sums(
+        self, pairs: Pairs, inputs: list[Inputs], pool: ThreadPoolExecutor, *, symmetric: bool
+    ) -> Sums:
+        """The last run's sums over positions of each pair of examples, `(pairs, roots)`.
+
+        Args:
+            symmetric: whether both sides are one, so that equal indices are one example.
+        """
+        itself = symmetric & (pairs[:, 0] == pairs[:, 1])
+        everywhere, last = self._chain.weights is not None, len(self._chain.runs) - 1
+        groups = [
+            (indices, sweeps(self._chain, last, everywhere=everywhere, symmetric=alike))
+            for indices, alike in ((np.flatnonzero(~itself), False), (np.flatnonzero(itself), True))
+            if len(indices)
+        ]
+        total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
+        if len(pairs) >= TASKS * torch.get_num_threads():
+            self._by_pairs(pairs, inputs, groups, total, pool)
+            return total
+        with tiles.progress("kernel", len(pairs)) as advance:
+            for indices, swept in groups:
+                for k in indices:
+                    total[k] = self._one(pairs[k], inputs, swept, pool)[0]
+                    advance()
+        return total
 
     def diagonal(
         self, index: int, root: int, count: int, inputs: list[Inputs], pool: ThreadPoolExecutor
@@ -86,7 +107,7 @@ class Runner:
 
         The root is a moment; the shape is `(examples, rows, columns)`.
         """
-        swept = sweeps(self._chain, index, everywhere=False)
+        swept = sweeps(self._chain, index, everywhere=False, symmetric=True)
         run = self._chain.runs[index]
         rows, columns = run.shape(run.result)
         high, wide = run.windowed
@@ -100,10 +121,28 @@ class Runner:
     # -- many pairs ----------------------------------------------------------------------------
 
     def _by_pairs(
-        self, pairs: Pairs, inputs: list[Inputs], swept: list[Sweep], pool: ThreadPoolExecutor
-    ) -> Sums:
+        self,
+        pairs: Pairs,
+        inputs: list[Inputs],
+        groups: list[tuple[NDArray[np.intp], list[Sweep]]],
+        total: Sums,
+        pool: ThreadPoolExecutor,
+    ) -> None:
         """Each thread takes some pairs through all runs."""
-        total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
+        fewest = TASKS * torch.get_num_threads()
+        pieces = max(fewest, min(MOST_TASKS, len(pairs) // FEWEST_PAIRS))
+        jobs = []
+        for indices, swept in groups:
+            part = self._part(pairs, inputs, swept, total)
+            count = -(-pieces * len(indices) // len(pairs))
+            jobs += [pool.submit(part, some) for some in np.array_split(indices, count)]
+        with tiles.progress("kernel", len(jobs)) as advance:
+            finish(jobs, advance)
+
+    def _part(
+        self, pairs: Pairs, inputs: list[Inputs], swept: list[Sweep], total: Sums
+    ) -> Callable[[NDArray[np.intp]], None]:
+        """Computes the pairs with given indices."""
         left = [pointers(i.left) for i in inputs]
         right = [pointers(i.right) for i in inputs]
         tables = [table(s.tables) for s in swept]
@@ -111,24 +150,20 @@ class Runner:
         sizes = np.array(self._sizes(swept), dtype=np.int64)
         function = getattr(self._library, self._name)
 
-        def part(first: int, last: int) -> None:
+        def part(indices: NDArray[np.intp]) -> None:
             scratch = [zeros(size) for size in self._scratch]
             dense = [zeros(int(size), self._guard) for size in sizes]
-            chosen = np.ascontiguousarray(pairs[first:last])
-            sums = total[first:last]
+            chosen = np.ascontiguousarray(pairs[indices])
+            sums = np.zeros((len(indices), total.shape[1]))
             function(
                 *(table(group) for group in (left, right, tables, scratch, dense)),
                 *(address(array) for array in (sizes, counts, chosen)),
-                integer(last - first),
+                integer(len(indices)),
                 address(sums),
             )
+            total[indices] = sums
 
-        pieces = TASKS * torch.get_num_threads()
-        cuts = [k * len(pairs) // pieces for k in range(pieces + 1)]
-        jobs = [pool.submit(part, a, b) for a, b in itertools.pairwise(cuts)]
-        for job in jobs:
-            job.result()
-        return total
+        return part
 
     # -- one pair ------------------------------------------------------------------------------
 
@@ -191,6 +226,17 @@ class Runner:
             numbers = slices * rows * columns // (high * wide)
             sizes += [numbers * root.dtype.itemsize for root in run.roots]
         return sizes
+
+
+def finish(jobs: Sequence[Future[None]], advance: Callable[[], None]) -> None:
+    """Wait for jobs one after the other; an interruption does not wait for those not begun."""
+    try:
+        for job in jobs:
+            job.result()
+            advance()
+    finally:
+        for job in jobs:
+            job.cancel()
 
 
 def _quantities(run: Run, side: Side, kind: str, known: Mapping[Hashable, Tensor]) -> list[Tensor]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.functions import Call, Functions, Piece
-from tangency.infinite.fused.geometry import Level
+from tangency.infinite.fused.geometry import Level, reads
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
 from tangency.infinite.fused.operations import c_type
 from tangency.infinite.fused.run import Run
 from tangency.infinite.fused.schedule import Gather, Loop, Slide
+from tangency.infinite.values.window import Window
 
 __all__ = ["RESULTS", "chain_source", "slices_source"]
 
@@ -165,7 +167,9 @@ class _Writer:
         return [self.functions.add(piece)]
 
     def _columns(self, node: Node, index: int) -> Piece:
-        """Taps along a row; those that leave an image are multiplied by zero."""
+        """Taps along a row; those that leave an image are multiplied by zero, or read the other
+        end of the row.
+        """
         window, kind = node.window, c_type(node.dtype)
         rows, columns = self.run.shape(self.run.level(node))
         _, width = self.run.shape(self.run.level(node.inputs[0]))
@@ -180,6 +184,7 @@ class _Writer:
             f"{kind} *restrict z = p2 + y * {columns}L;",
             "#pragma GCC ivdep",
             f"for (long c = 0; c < {columns}; c++) z[c] = {' + '.join(terms)};",
+            *_ends(window, columns, width),
             "}",
         ]
         masks = f"(const {kind} *)tables[{table}] + at * {window.taps * columns}L"
@@ -272,6 +277,15 @@ class _Writer:
             )
             lines.append(self.functions.add(Piece(kinds, "\n".join(text), arguments)))
         return lines
+
+
+def _ends(window: Window, columns: int, width: int) -> list[str]:
+    """What taps beyond the ends of a row add, if the window wraps."""
+    if not window.wraps:
+        return []
+    rows = reads(window, np.arange(columns)).tolist()
+    beyond = [(c, at) for row in rows for c, at in enumerate(row) if not 0 <= at < width]
+    return [f"z[{c}] += x[{at % width}];" for c, at in beyond]
 
 
 def chain_source(name: str, runs: Sequence[Run]) -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tangency.infinite.fused.geometry import Extent, inside, reached
+from tangency.infinite.fused.geometry import Extent, inside, reached, reads
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.values.window import Window
 from tangency.program.axes import Axis
@@ -45,12 +45,14 @@ class Sweep:
         return len(self.down) * len(self.across)
 
 
-def sweeps(chain: Chain, last: int, *, everywhere: bool) -> list[Sweep]:
+def sweeps(chain: Chain, last: int, *, everywhere: bool, symmetric: bool) -> list[Sweep]:
     """The sweeps of a chain's runs 0 to `last`.
 
     Args:
         everywhere: whether the result of run `last` is wanted at all offsets, or, summed over
             windows where it is pooled, at equal positions only.
+        symmetric: whether they are swept for an example and itself. Opposite offsets then have
+            equal sums, and one of two counts twice.
     """
     found: dict[int, Sweep] = {}
     for k in range(last, -1, -1):
@@ -59,14 +61,16 @@ def sweeps(chain: Chain, last: int, *, everywhere: bool) -> list[Sweep]:
             reader, level = chain.reader(k)
             above, steps = found[reader], chain.runs[reader].steps(level)
         elif everywhere:
-            found[k] = _sweep(run, *_existing(run), _weights(chain, run), [])
+            down, across = _existing(run)
+            across, times = _counted(run, across, symmetric=symmetric)
+            found[k] = _sweep(run, down, across, times, _weights(chain, run), [])
             continue
         else:
             above, steps = Sweep([0], [0], []), (1, 1)
             if not run.widths:
-                found[k] = _sweep(run, [0], [0], _weights(chain, run), [])
+                found[k] = _sweep(run, [0], [0], np.ones(1), _weights(chain, run), [])
                 continue
-        found[k] = _pooled_sweep(run, above, steps)
+        found[k] = _pooled_sweep(run, above, steps, symmetric=symmetric)
     return [found[k] for k in range(last + 1)]
 
 
@@ -88,46 +92,63 @@ def _weights(chain: Chain, run: Run) -> tuple[NDArray[np.float64], NDArray[np.fl
     return found[-2], found[-1]
 
 
-def _pooled_sweep(run: Run, above: Sweep, steps: tuple[int, int]) -> Sweep:
+def _counted(
+    run: Run, across: list[int], *, symmetric: bool
+) -> tuple[list[int], NDArray[np.float64]]:
+    """The offsets to compute and how often each counts: twice if for its opposite as well."""
+    if not symmetric:
+        return across, np.ones(len(across))
+    opposite = {d: -d % run.moduli[-1] for d in across}
+    kept = [d for d in across if d <= opposite[d]]
+    return kept, np.array([1.0 if d == opposite[d] else 2.0 for d in kept])
+
+
+def _pooled_sweep(run: Run, above: Sweep, steps: tuple[int, int], *, symmetric: bool) -> Sweep:
     """The offsets that windows at the offsets of `above` are made of."""
     high, wide = run.windowed
     row_modulus, column_modulus = (1, *run.moduli)[-2:]
     coarse = row_modulus // high, column_modulus // wide
-    down, rows = _fine(above.down, steps[0], coarse[0], high)
-    across, columns = _fine(above.across, steps[1], coarse[1], wide)
+    down = _fine(above.down, steps[0], coarse[0], high)
+    # Opposite offsets join the same windows only where these are one window.
+    alone = (above.down, above.across) == ([0], [0])
+    across = _fine(above.across, steps[1], coarse[1], wide)
+    across, times = _counted(run, across, symmetric=symmetric and alone)
+    rows = _joined(down, above.down, steps[0], coarse[0], high)
+    columns = _joined(across, above.across, steps[1], coarse[1], wide)
     extents = (_ONE, *run.result)[-2:]
     kept = [
         (np.arange(m) < e.size // w * w).astype(float)
         for m, e, w in zip((row_modulus, column_modulus), extents, (high, wide), strict=True)
     ]
     lookups = [rows, columns, np.array([len(above.down)])]
-    return _sweep(run, down, across, (kept[0], kept[1]), lookups)
+    return _sweep(run, down, across, times, (kept[0], kept[1]), lookups)
 
 
-def _fine(
-    coarse: Sequence[int], step: int, modulus: int, width: int
-) -> tuple[list[int], NDArray[np.int32]]:
-    """Offsets between positions in windows that are `coarse * step` apart.
+def _fine(coarse: Sequence[int], step: int, modulus: int, width: int) -> list[int]:
+    """Offsets between positions in windows that are `coarse * step` apart."""
+    starts = {offset * step % modulus * width for offset in coarse}
+    return sorted({(d + r) % (modulus * width) for d in starts for r in range(1 - width, width)})
 
-    Also, for each and for each phase of the left position, the index of the coarse offset.
-    """
+
+def _joined(
+    fine: Sequence[int], coarse: Sequence[int], step: int, modulus: int, width: int
+) -> NDArray[np.int32]:
+    """For each offset and each phase of the left position, the index of the coarse offset."""
     index = {offset * step % modulus: k for k, offset in enumerate(coarse)}
-    whole = modulus * width
-    reach = range(1 - width, width)
-    offsets = sorted({(d * width + r) % whole for d in index for r in reach})
-    phases = np.arange(width)
-    targets = [(phases + d) // width % modulus for d in offsets]
+    targets = [(np.arange(width) + d) // width % modulus for d in fine]
     found = [[index.get(int(target), -1) for target in row] for row in targets]
-    return offsets, np.array(found, dtype=np.int32)
+    return np.array(found, dtype=np.int32)
 
 
 def _sweep(
     run: Run,
     down: list[int],
     across: list[int],
+    times: NDArray[np.float64],
     weights: tuple[NDArray[np.float64], NDArray[np.float64]],
     lookups: list[NDArray[np.generic]],
 ) -> Sweep:
+    """The sweep of these offsets, of which those of columns count `times`, and its tables."""
     rows, columns = (_ONE, *run.result)[-2:]
     moduli = (1, *run.moduli)[-2:]
     coarse = int(lookups[2][0]) if lookups else 0
@@ -136,7 +157,7 @@ def _sweep(
         np.array(across, dtype=np.int64),
         np.array(down, dtype=np.int64),
         np.stack([_weighted(rows, moduli[0], d, weights[0]) for d in down]),
-        np.stack([_weighted(columns, moduli[1], d, weights[1]) for d in across]),
+        np.stack([_weighted(columns, moduli[1], d, weights[1]) for d in across]) * times[:, None],
     ]
     pairs = (_window(run, node.window, down, across) for node in run.windows)
     return Sweep(down, across, [*found, *itertools.chain.from_iterable(pairs), *lookups[:2]])
@@ -181,7 +202,6 @@ def _taps(
         taps = np.stack([reached(window, source, target, modulus, d) for d in across])
         return taps.astype(np.float64), taps.astype(np.float32)
     taps = np.stack([reached(window, source, target, modulus, d).T for d in down])
-    places = np.arange(modulus * target.step)[:, None] * window.stride
-    reads = places + np.arange(window.taps) * window.dilation - window.padding
-    chosen = np.where(taps, reads, -1).astype(np.int32)
+    rows = reads(window, np.arange(modulus * target.step)).T
+    chosen = np.where(taps, rows, rows % source.size if window.wraps else -1).astype(np.int32)
     return np.ascontiguousarray(chosen), np.zeros(1)

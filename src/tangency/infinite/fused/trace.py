@@ -288,5 +288,6 @@ def _windowed(values: Traced, dim: int, window: Window) -> Traced:
 def _from_one_position(values: Traced, window: Window, result: Tensor) -> Traced:
     if window.target.size != 1:
         raise NotFusable("a convolution that makes several positions of one")
-    taps = sum(t * window.dilation == window.padding for t in range(window.taps))
+    reads = [t * window.dilation - window.padding for t in range(window.taps)]
+    taps = window.taps if window.wraps else reads.count(0)
     return traced(result, multiple(values.node, float(taps)), values.labels, values.tracer)

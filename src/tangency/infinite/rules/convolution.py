@@ -10,6 +10,7 @@ from torch import fx
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, cut_rule, rule
 from tangency.infinite.rules.affine import bias_term, signature
+from tangency.infinite.rules.borders import Border, without_padding
 from tangency.infinite.rules.spatial import grouped, one_axis, ungrouped
 from tangency.infinite.values.depthwise import Depthwise
 from tangency.infinite.values.sum import Sum, Term
@@ -32,7 +33,8 @@ def convolution(lowering: Lowering, node: fx.Node, start: int, length: int) -> V
     if site is None or site.role != "convolution" or site.weight is None:
         raise lowering.unsupported(node, "convolves with something other than one parameter")
     geometry = conv_geometry(node)
-    windows = tuple(_windows(lowering, node, site, geometry))
+    site, borders = without_padding(lowering, site, geometry)
+    windows = tuple(_windows(lowering, node, site, geometry, borders))
     depthwise = lowering.random(site.input) and _sees_one_channel(lowering, site, geometry)
     weight = _depthwise if depthwise else _weight
     value = weight(lowering, node, site, geometry, windows, start, length)
@@ -152,7 +154,13 @@ def _arranged(value: Value, dims: Shape, windows: tuple[Window, ...]) -> Value:
     return value
 
 
-def _windows(lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeometry) -> list[Window]:
+def _windows(
+    lowering: Lowering,
+    node: fx.Node,
+    site: Site,
+    geometry: ConvGeometry,
+    borders: tuple[Border, ...],
+) -> list[Window]:
     before, after = lowering.program.axes[site.input], lowering.program.axes[node]
     windows = []
     for k, taps in enumerate(geometry.kernel):
@@ -163,8 +171,9 @@ def _windows(lowering: Lowering, node: fx.Node, site: Site, geometry: ConvGeomet
             padding = dilation * (taps - 1) - geometry.padding_before[k]
             windows.append(Window(source, target, taps, 1, dilation, padding, insert=stride))
         else:
-            padding = geometry.padding_before[k]
-            windows.append(Window(source, target, taps, stride, dilation, padding))
+            border = borders[k]
+            sizes = (taps, stride, dilation, border.front)
+            windows.append(Window(source, target, *sizes, wraps=border.wraps))
     return windows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -19,9 +20,9 @@ __all__ = ["Window", "joint_sum", "single_sum"]
 class Window:
     """Tap t of output position o reads the input at `o * stride + t * dilation - padding`.
 
-    What lies outside the input counts as zero. `insert` is the distance that transposed
-    convolutions put between neighbouring inputs, with zeros in between. An axis of size one stands
-    for a dimension that has no atom.
+    What lies outside the input counts as zero, or, where the window `wraps`, is what lies at the
+    other end. `insert` is the distance that transposed convolutions put between neighbouring
+    inputs, with zeros in between. An axis of size one stands for a dimension that has no atom.
     """
 
     source: Axis
@@ -31,15 +32,17 @@ class Window:
     dilation: int = 1
     padding: int = 0
     insert: int = 1
+    wraps: bool = False
 
     @property
     def geometry(self) -> tuple[int, ...]:
         """Windows of equal geometry read the same taps at the same position."""
         sizes = self.source.size, self.target.size
-        return (*sizes, self.taps, self.stride, self.dilation, self.padding, self.insert)
+        steps = self.taps, self.stride, self.dilation, self.padding, self.insert
+        return (*sizes, *steps, self.wraps)
 
     def spread(self, values: Tensor, dim: int) -> Tensor:
-        """`values` with zeros inserted, and padded or cropped to what the taps read."""
+        """`values` with zeros inserted, then padded, wrapped or cropped to what the taps read."""
         whole = fill(values, dim, self.source.size)
         if self.insert > 1:
             shape = list(whole.shape)
@@ -49,6 +52,9 @@ class Window:
             whole = stuffed
         reach = (self.target.size - 1) * self.stride + (self.taps - 1) * self.dilation + 1
         after = reach - whole.shape[dim] - self.padding
+        if self.wraps:
+            reads = torch.arange(-self.padding, whole.shape[dim] + after, device=values.device)
+            return whole.index_select(dim, reads % self.source.size)
         return F.pad(whole, (*(0, 0) * (whole.dim() - 1 - dim), self.padding, after))
 
     def tap(self, t: int) -> slice:
