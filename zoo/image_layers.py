@@ -60,6 +60,12 @@ CONVOLUTIONS = [
     _convolution("Conv2d, dilation", dilation=2),
     _convolution("Conv2d, groups", groups=4),
     _convolution("Conv2d, depthwise", groups=WIDTH),
+    _row(
+        "Conv2d, depthwise, two filters for each channel",
+        lambda: nn.Sequential(
+            nn.Conv2d(WIDTH, 2 * WIDTH, 3, groups=WIDTH), nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        ),
+    ),
     _row("ConvTranspose2d", lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, padding=1)),
     _row("Unshared convolution by unfold and einsum", lambda: LocallyConnected(8)),
 ]

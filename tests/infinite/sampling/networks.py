@@ -88,6 +88,43 @@ class Depthwise(nn.Module):
         return self.last(F.relu(self.project(hidden)).mean((2, 3)))
 
 
+class Multiplied(nn.Module):
+    """Two depthwise convolutions with several filters for each channel, one upon the other."""
+
+    def __init__(self, width: int, out: int, *, activated: bool):
+        super().__init__()
+        self.expand = nn.Conv2d(2, width, 1)
+        self.first = nn.Conv2d(width, 2 * width, 3, padding=1, groups=width)
+        self.norm = nn.GroupNorm(1, 2 * width, affine=False)
+        self.second = nn.Conv2d(2 * width, 6 * width, 3, groups=2 * width, bias=False)
+        self.project = nn.Conv2d(6 * width, width, 1)
+        self.last = nn.Linear(width, out)
+        self.activated = activated
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.first(F.relu(self.expand(x))))
+        hidden = self.second(F.relu(hidden) if self.activated else hidden)
+        hidden = torch.tanh(hidden) if self.activated else hidden
+        return self.last(F.relu(self.project(hidden)).mean((2, 3)))
+
+
+class MultipliedBeside(nn.Module):
+    """Of each channel two, added to the channels twice over: coordinates that do not meet."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.expand = nn.Conv2d(2, width, 1)
+        self.filter = nn.Conv2d(width, 2 * width, 3, padding=1, groups=width)
+        self.gate = nn.Conv2d(width, 2 * width, 1, groups=width)
+        self.last = nn.Linear(2 * width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.expand(x))
+        filtered = self.filter(hidden) * torch.sigmoid(self.gate(hidden))
+        twice = torch.cat([hidden, hidden], 1)
+        return self.last(F.relu(filtered + 2 * twice - 1.5).mean((2, 3)))
+
+
 class Recurrent(nn.Module):
     def __init__(self, width: int, out: int, cell: type[nn.RNNBase]):
         super().__init__()
@@ -234,6 +271,8 @@ SAMPLED: dict[str, Case] = {
     "post-activation residual": Case(PostActivationResidual, (5,)),
     "layer norm, amax": Case(Normalised, (3, 5)),
     "depthwise, activated": Case(lambda w, o: Depthwise(w, o, activated=True), (2, 3, 3)),
+    "multiplied, activated": Case(lambda w, o: Multiplied(w, o, activated=True), (2, 3, 3)),
+    "multiplied beside the channels": Case(MultipliedBeside, (2, 2, 2)),
 }
 
 EXACT: dict[str, Case] = {
@@ -243,6 +282,7 @@ EXACT: dict[str, Case] = {
     "residual block, relu": Case(lambda w, o: ResidualBlock(w, o, F.relu), (5,), exact=True),
     "residual block, gelu": Case(lambda w, o: ResidualBlock(w, o, F.gelu), (5,), exact=True),
     "depthwise": Case(lambda w, o: Depthwise(w, o, activated=False), (2, 3, 3), exact=True),
+    "multiplied": Case(lambda w, o: Multiplied(w, o, activated=False), (2, 3, 3), exact=True),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cache, partial
 
 from torch import fx
@@ -22,12 +23,17 @@ from tangency.program.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
 from tangency.program.sites import Site
 
 
+class FewChannelsWarning(UserWarning):
+    """The groups of a convolution are many and narrow; the limit taken is that of wide groups."""
+
+
 @rule(*CONVOLUTIONS)
 def convolution(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Covariance w2 E[u u'], averaged over the taps (Arora et al. 2019, section 4).
 
     With groups, what goes to infinity is the number of channels of each group; if each is a single
-    channel (a depthwise convolution), it is the number of groups.
+    channel (a depthwise convolution), it is the number of groups, and the number of channels made
+    of each stays.
     """
     site = lowering.program.sites.get(node)
     if site is None or site.role != "convolution" or site.weight is None:
@@ -56,6 +62,8 @@ def _weight(
     length: int,
 ) -> Value:
     assert site.weight is not None
+    if lowering.random(site.input):
+        _warn_of_few_channels(lowering.width(site.input) // geometry.groups, geometry.groups)
     stretch = _channels(lowering, node, site, geometry, start, length)
     return Weight(
         _positions(lowering, node, windows),
@@ -63,6 +71,18 @@ def _weight(
         lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
         _source(lowering, node, site, windows, stretch),
     )
+
+
+def _warn_of_few_channels(channels: int, groups: int) -> None:
+    if channels < groups:
+        warnings.warn(
+            f"a convolution has {groups} groups of {channels} channels each; what is computed is "
+            "its limit for many channels in each group. The kernel of the module as it stands "
+            f"differs from it by terms of order 1 / {channels}, however many groups there are "
+            "(compare with EmpiricalKernel).",
+            FewChannelsWarning,
+            stacklevel=2,
+        )
 
 
 def _depthwise(
@@ -75,11 +95,7 @@ def _depthwise(
     length: int,
 ) -> Value:
     assert site.weight is not None
-    if int(node.meta["val"].shape[1]) != lowering.width(site.input):
-        raise lowering.unsupported(
-            node, "makes several channels of each random channel, which then depend on each other"
-        )
-    source = lowering.strand(site.input, start, length)
+    source = _channels_one_by_one(lowering, node, site, start, length)
     dims = lowering.program.axes[site.input][2:]
     return Depthwise(
         _positions(lowering, node, windows),
@@ -87,7 +103,31 @@ def _depthwise(
         lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
         _arranged(source, dims, windows),
         windows,
+        _multiplier(lowering, node, site),
     )
+
+
+def _channels_one_by_one(
+    lowering: Lowering, node: fx.Node, site: Site, start: int, length: int
+) -> Value:
+    """What the filters `start : start + length` read: `times` neighbours read the same channel.
+
+    Given the channel they are independent; a channel is one of many that all weights after it sum
+    over. So what follows knows them as it would if each read a channel of its own.
+    """
+    times = _multiplier(lowering, node, site)
+    if start % times or length % times:
+        raise lowering.unsupported(
+            node,
+            f"makes {times} channels of each random channel, and these are divided where they are "
+            "concatenated, added or split: divide the width at a multiple of them",
+        )
+    return lowering.strand(site.input, start // times, length // times)
+
+
+def _multiplier(lowering: Lowering, node: fx.Node, site: Site) -> int:
+    """Channels that a depthwise convolution makes of each."""
+    return int(node.meta["val"].shape[1]) // lowering.width(site.input)
 
 
 def _positions(lowering: Lowering, node: fx.Node, windows: tuple[Window, ...]) -> Positions:
@@ -198,7 +238,13 @@ def _channels(
 @cut_rule(*CONVOLUTIONS)
 def convolution_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     site = lowering.program.sites.get(node)
-    return frozenset() if site is None else _group_cuts(lowering, node, site, conv_geometry(node))
+    if site is None:
+        return frozenset()
+    geometry = conv_geometry(node)
+    if lowering.random(site.input) and _sees_one_channel(lowering, site, geometry):
+        times = _multiplier(lowering, node, site)
+        return frozenset(times * cut for cut in lowering.cuts(site.input))
+    return _group_cuts(lowering, node, site, geometry)
 
 
 def _group_cuts(

@@ -23,7 +23,14 @@ def pixel_shuffle(lowering: Lowering, node: fx.Node, start: int, length: int) ->
         for axis in resolve(lowering.program.axes[node][dim])
         if axis not in resolve(lowering.program.axes[source][dim])
     )
-    return Copies(lowering.strand(source, start * places, length * places), copied)
+    value = lowering.strand(source, start * places, length * places)
+    if value.bundled:
+        raise lowering.unsupported(
+            node,
+            "makes pixels of channels that depend on each other, as a depthwise convolution made "
+            "several of each: a 1x1 convolution between the two makes them independent",
+        )
+    return Copies(value, copied)
 
 
 def _places(lowering: Lowering, node: fx.Node) -> int:

@@ -26,7 +26,7 @@ __all__ = ["Depthwise"]
 
 class Depthwise(Weight):
     """sum_t w_t u(p + t) in every channel, with taps w_t of its own: the number of channels goes to
-    infinity, not what one output sees.
+    infinity, not what one output sees. Of each channel are made `times`, with taps of their own.
 
     The covariance is that of a convolution, w2 E[u u'] averaged over the taps, exactly. The value
     is no Gaussian but a sum of products of two random numbers.
@@ -41,6 +41,7 @@ class Depthwise(Weight):
         scale: Scale,
         value: Value,
         windows: tuple[Window, ...],
+        times: int = 1,
     ) -> None:
         source = WeightInput(
             pieces=lambda cuts: ((1.0, value),),
@@ -52,11 +53,16 @@ class Depthwise(Weight):
         )
         super().__init__(positions, identity, scale, source)
         self.value = value
+        self.times = times
         self.taps = _taps(identity, scale, windows)
 
     @cached_property
     def origins(self) -> frozenset[Hashable]:
         return self.value.origins | self.taps.origins
+
+    @cached_property
+    def bundled(self) -> bool:
+        return self.times > 1 or self.value.bundled
 
     @property
     def parts(self) -> tuple[Value, ...]:

@@ -48,9 +48,9 @@ class Dropped(Value):
     def origins(self) -> frozenset[Hashable]:
         return self.source.origins | {self.identity}
 
-    @cached_property
-    def sampled(self) -> bool:
-        return self.source.sampled
+    @property
+    def parts(self) -> tuple[Value, ...]:
+        return (self.source,)
 
     def draw(self, draws: Draws) -> Draw:
         source = draws.of(self.source)

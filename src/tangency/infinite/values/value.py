@@ -109,6 +109,11 @@ class Value(ABC):
         """Whether a part of the value is drawn without the covariance of all its positions."""
         return any(part.factored for part in self.parts)
 
+    @cached_property
+    def bundled(self) -> bool:
+        """Whether neighbouring coordinates depend on each other."""
+        return any(part.bundled for part in self.parts)
+
     def draw(self, draws: Draws) -> Draw:
         """Joint samples of this value and of its tangent."""
         return draws.through(self)
