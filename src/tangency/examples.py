@@ -19,6 +19,7 @@ __all__ = [
     "check",
     "concatenate",
     "count",
+    "dense",
     "take",
     "tensors",
 ]
@@ -54,6 +55,11 @@ def concatenate(x1: Examples, x2: Examples) -> Examples:
 def cast(x: Examples, dtype: torch.dtype) -> Examples:
     """Floating-point tensors of `x` in `dtype`; integers (tokens, masks) stay as they are."""
     return _map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
+
+
+def dense(x: Examples) -> Examples:
+    """Sparse tensors of `x` (an adjacency of every example) as dense ones."""
+    return _map(lambda leaf: leaf if leaf.layout is torch.strided else leaf.to_dense(), x)
 
 
 def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None:

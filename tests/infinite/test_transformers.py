@@ -81,6 +81,51 @@ class Decoder(nn.Module):
         return self.head(h[:, -1])
 
 
+class ShiftedWindows(nn.Module):
+    """Swin (Liu et al. 2021): windows, shifted windows, a bias by relative place, patch merging."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.patches, self.merge = nn.Conv2d(3, width, 1), nn.Linear(4 * width, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.tables = nn.ParameterList(torch.zeros(9, HEADS) for _ in range(2))
+        self.head = nn.Linear(width, out)
+        rows = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij"))
+        apart = rows.flatten(1)[:, :, None] - rows.flatten(1)[:, None] + 1
+        self.register_buffer("apart", (3 * apart[0] + apart[1]).flatten())
+        regions = torch.tensor([0, 0, 1, 2])
+        regions = self.windows((3 * regions[:, None] + regions)[None, ..., None])[..., 0]
+        self.register_buffer("mask", -100.0 * (regions[:, None] != regions[:, :, None]))
+
+    @staticmethod
+    def windows(x: Tensor) -> Tensor:
+        """(n, 4, 4, c) to (4 n, 4, c)."""
+        return x.view(-1, 2, 2, 2, 2, x.shape[-1]).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    def attend(self, x: Tensor, layer: int) -> Tensor:
+        shifted = x.roll((-1, -1), (1, 2)) if layer else x
+        tokens = self.windows(shifted)
+        qkv = self.qkv[layer](tokens).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        logits = qkv[0] @ qkv[1].transpose(-2, -1) * qkv.shape[-1] ** -0.5
+        logits = logits + self.tables[layer][self.apart].view(4, 4, -1).permute(2, 0, 1)
+        if layer:
+            masked = logits.unflatten(0, (-1, 4)) + self.mask[:, None]
+            logits = masked.flatten(0, 1)
+        y = (logits.softmax(-1) @ qkv[2]).transpose(1, 2).flatten(2)
+        y = self.out[layer](y).view(-1, 2, 2, 2, 2, x.shape[-1]).transpose(2, 3)
+        y = y.reshape(x.shape)
+        return y.roll((1, 1), (1, 2)) if layer else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.patches(x).permute(0, 2, 3, 1)
+        for layer in range(2):
+            h = h + self.attend(self.norms[layer](h), layer)
+        corners = [h[:, i::2, j::2] for j in range(2) for i in range(2)]
+        return self.head(self.norms[2](F.gelu(self.merge(torch.cat(corners, -1)))).mean((1, 2)))
+
+
 TOKENS = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0], [4, 3, 2, 1], [6, 7, 0, 0]])
 SEGMENTS = torch.tensor([[0, 0, 1, 1]] * 4)
 
@@ -94,6 +139,7 @@ TRANSFORMERS: dict[str, tuple[Factory, Examples]] = {
     "BERT": (Bert, (TOKENS, SEGMENTS)),
     "ViT": (Vision, images()),
     "GPT": (Decoder, TOKENS),
+    "Swin": (ShiftedWindows, images()),
 }
 
 

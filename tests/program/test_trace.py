@@ -218,11 +218,6 @@ REFUSED: dict[str, tuple[Callable[..., object], type[Exception], str]] = {
         UnsupportedOperation,
         r"torch\.no_grad",
     ),
-    "a sparse matrix": (
-        lambda m, x: torch.sparse.mm(torch.eye(4).to_sparse(), m.a(x).T).T,
-        UnsupportedOperation,
-        r"(?s)cannot record Wrapped.*make the matrix dense",
-    ),
     "wrong features": (
         lambda m, x: m.a(x[:, 1:]),
         UnsupportedOperation,

@@ -94,7 +94,7 @@ class InfiniteKernel:
         self.program: Program = capture(model, example, output, dropout=dropout)
         self.parametrization = parametrization
         self.dtype = dtype
-        self._example = example
+        self._example = examples.dense(example)
         self.samples = samples
         self.seed = seed
         parameters = module_parameters(model, init, parametrization)
@@ -239,6 +239,7 @@ class InfiniteKernel:
         return side
 
     def _arranged(self, x: Examples, name: str) -> Examples:
+        x = examples.dense(x)
         examples.check(x, name, like=self._example)
         return examples.arrange(x, self._example)
 

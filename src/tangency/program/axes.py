@@ -49,14 +49,15 @@ class AxisError(Exception):
 class Axis:
     """One atomic axis, until it is split into `parts` or identified with `same`.
 
-    `cuts` are the dimensions that indexing it has made, by the indices taken.
+    `cuts` are the dimensions that indexing has made of it and the inner axes merged with it, by the
+    indices taken and those axes.
     """
 
     kind: Kind
     size: int
     parts: tuple[Axis, ...] | None = None
     same: Axis | None = None
-    cuts: dict[range, tuple[Axis, ...]] = field(default_factory=dict)
+    cuts: dict[tuple[range | Axis, ...], tuple[Axis, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "n" if self.kind == "batch" else f"{self.kind[0]}{self.size}"

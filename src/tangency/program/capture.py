@@ -14,7 +14,6 @@ from tangency.errors import UnsupportedOperation
 from tangency.examples import Examples
 from tangency.program.axes import (
     BATCH,
-    Axis,
     AxisError,
     Dim,
     Shape,
@@ -188,7 +187,12 @@ class _Reader:
         self._check_weight(node)
         if rule is not None:
             try:
-                return rule(node, Axes(self.axes, self.nature, self.batch))
+                made = rule(node, Axes(self.axes, self.nature, self.batch))
+                # Data beside their own transpose (a mask of equal regions): their rows and columns
+                # are not the same axis, even where those of the random values they meet are two.
+                several = isinstance(node.meta["val"], (list, tuple))
+                if not free or several or not _repeats(cast(Shape, made)):
+                    return made
             except AxisError as error:
                 if not free:
                     raise UnsupportedOperation(
@@ -235,12 +239,17 @@ class _Reader:
 
     def _check_distinct(self) -> None:
         for node, shape in self.axes.items():
-            atoms: list[Axis] = [a for dim in shape for a in resolve(dim)]
-            if len(set(map(id, atoms))) < len(atoms) and self.nature[node] == "random":
+            if _repeats(shape) and self.nature[node] == "random":
                 raise UnsupportedOperation(
                     f"{location(node)} aligns two axes of one tensor with each other "
                     "(adding a tensor to its own transpose, for example), which is not known."
                 )
+
+
+def _repeats(shape: Shape) -> bool:
+    """Whether an atom stands twice in the axes of one tensor."""
+    atoms = [a for dim in shape for a in resolve(dim)]
+    return len(set(map(id, atoms))) < len(atoms)
 
 
 def _computed_parameter(node: fx.Node) -> UnsupportedOperation:

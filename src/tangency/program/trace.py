@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,11 +21,13 @@ from torch.utils import _pytree as pytree
 from tangency import examples
 from tangency.errors import InvalidInput, TangencyError, UnsupportedOperation
 from tangency.examples import Examples
+from tangency.program import sparse
 from tangency.program.blocks import first_block, inline_blocks
 from tangency.program.decompositions import decompositions
 from tangency.program.functional import drop_inactive_dropouts, make_functional
 from tangency.program.outputs import Output, select_output
 from tangency.program.simplify import simplify
+from tangency.program.sparse import SparseAsDense, dense_tensors
 
 __all__ = ["Trace", "evaluation_mode", "location", "operation", "trace"]
 
@@ -55,6 +58,10 @@ def operation(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_function" else node.op
 
 
+_NOT_THE_USERS = ("/torch/", __file__, sparse.__file__)
+"""Source files whose lines say nothing to the reader of an error."""
+
+
 def _module_path(node: fx.Node) -> str:
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return _own_name(stack[-1]) if stack and not stack[-1].startswith("_") else ""
@@ -66,7 +73,7 @@ def _source(node: fx.Node) -> str:
     frames = [
         (line, code) for line, code in itertools.pairwise([*lines, ""]) if line.startswith('File "')
     ]
-    own = [frame for frame in frames if "/torch/" not in frame[0] and __file__ not in frame[0]]
+    own = [frame for frame in frames if not any(path in frame[0] for path in _NOT_THE_USERS)]
     return ": ".join((own or frames)[-1]) if frames else "unknown source line"
 
 
@@ -110,8 +117,14 @@ def trace(model: nn.Module, example: Examples, output: Output = None) -> Trace:
             tensor with one row per example.
         UnsupportedOperation: `torch.export` cannot record the module, or it fixes the batch size.
     """
+    example = examples.dense(example)
     examples.check(example, "example")
-    exported = _export(model, _two_examples(example), output)
+    with dense_tensors(model) as any_sparse:
+        return _trace(model, _two_examples(example), output, any_sparse)
+
+
+def _trace(model: nn.Module, batch: Examples, output: Output, any_sparse: bool) -> Trace:
+    exported = _export(model, batch, output, any_sparse)
     nodes = {node.name: node for node in exported.graph.nodes}
     names = _canonical_names(model)
     inputs, parameters, constants, values = [], {}, {}, {}
@@ -139,13 +152,15 @@ def _two_examples(example: Examples) -> Examples:
 class _Call(nn.Module):
     """A module that is called in any way and returns one tensor of what the one inside returns."""
 
-    def __init__(self, model: nn.Module, output: Output) -> None:
+    def __init__(self, model: nn.Module, output: Output, densely: bool) -> None:
         super().__init__()
         self.model = model
         self.output = output
+        self.densely = densely
 
     def forward(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
-        return select_output(self.model(*args, **kwargs), self.output)
+        with SparseAsDense() if self.densely else nullcontext():
+            return select_output(self.model(*args, **kwargs), self.output)
 
 
 def _own_name(name: str) -> str:
@@ -153,27 +168,32 @@ def _own_name(name: str) -> str:
     return name.removeprefix("model").removeprefix(".")
 
 
-def _export(model: nn.Module, batch: Examples, output: Output) -> ExportedProgram:
-    inputs = examples.arguments(batch)
-    shapes = pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
-    )
+def _export(model: nn.Module, batch: Examples, output: Output, densely: bool) -> ExportedProgram:
+    """Record a module; `densely` with dense tensors in place of sparse ones."""
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-            exported: ExportedProgram = torch.export.export(
-                _Call(model, output), inputs, dynamic_shapes=shapes, strict=False
-            )
-            return _canonical(exported)
+        return _record(_Call(model, output, densely), examples.arguments(batch))
     except TangencyError:
         raise
     except Exception as error:
+        about_sparse = "sparse" in str(error).lower()
+        unknown = isinstance(error, UnsupportedOperatorException)
+        if (about_sparse or unknown) and not densely:  # a tensor that only the forward pass knows
+            return _export(model, batch, output, densely=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedOperation(
             f"torch.export cannot record {type(model).__name__}: {type(error).__name__}: {reason}\n"
-            + (_SPARSE if "sparse" in reason else _ADVICE)
+            + (_SPARSE if about_sparse else _ADVICE)
         ) from error
+
+
+def _record(call: _Call, inputs: tuple[tuple[object, ...], dict[str, object]]) -> ExportedProgram:
+    shapes = pytree.tree_map(
+        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
+    )
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+        return _canonical(torch.export.export(call, inputs, dynamic_shapes=shapes, strict=False))
 
 
 _ADVICE = (
@@ -181,8 +201,8 @@ _ADVICE = (
     "on the values of the data (torch.where does without)."
 )
 _SPARSE = (
-    "torch.export does not know sparse tensors: make the matrix dense (to_dense()), or sum along "
-    "the edges with index_add."
+    "Sparse matrices are recorded as dense ones, in products, sums and transposes: make the matrix "
+    "dense yourself (to_dense()), or sum along the edges with index_add."
 )
 
 

@@ -54,6 +54,12 @@ def assert_same(a: KernelPair, b: KernelPair) -> None:
 
 Way = Callable[[Net, Tensor, Tensor], Tensor]
 
+
+def columns_first(h: Tensor) -> Tensor:
+    """Tokens 0, 2, 1, 3 along a dimension that merges two axes, as windows of an image do."""
+    return h.view(-1, 2, 2, WIDTH).transpose(1, 2).flatten(1, 2)
+
+
 # Each list holds spellings of one function; the kernel of the first is that of all.
 SAME: dict[str, list[Way]] = {
     "the third token": [
@@ -73,6 +79,11 @@ SAME: dict[str, list[Way]] = {
         lambda m, h, x: torch.stack([h[:, 2], h[:, 0]], dim=2)[:, :, 0],
         lambda m, h, x: torch.cat([h[:, 1:3], h[:, :1]], dim=1)[:, 1],
         lambda m, h, x: h.transpose(1, 2)[..., 2],
+        lambda m, h, x: columns_first(h)[:, 1],
+        lambda m, h, x: columns_first(h)[:, 1:3][:, 0],
+        lambda m, h, x: columns_first(h)[:, -3::2].mean(1) * 2 - columns_first(h)[:, 3],
+        lambda m, h, x: columns_first(h).unbind(1)[1],
+        lambda m, h, x: columns_first(h).split([1, 3], dim=1)[1][:, 0],
     ],
     "the mean over tokens": [
         lambda m, h, x: h.mean(1),

@@ -15,11 +15,11 @@ from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.normalization import affine_part
 from tangency.infinite.sampling.arrangement import as_in_module, by_positions
 from tangency.infinite.side import Side
-from tangency.infinite.values.sampled import Sampled
+from tangency.infinite.values.sampled import Sampled, SampledPointwise
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.operations import arguments, base_name
 
-__all__ = ["coordinatewise", "over_positions"]
+__all__ = ["channel_by_channel", "coordinatewise", "over_positions"]
 
 Operation = Callable[..., Any]
 
@@ -46,7 +46,7 @@ def coordinatewise(
         args, kwargs = map_arg((node.args, node.kwargs), operand)
         return cast(Tensor, operation(*args, **kwargs))
 
-    return Sampled(positions, list(operands.values()), function)
+    return SampledPointwise(positions, list(operands.values()), function)
 
 
 @rule(
@@ -127,7 +127,12 @@ def instance_norm(lowering: Lowering, node: fx.Node, start: int, length: int) ->
         raise lowering.unsupported(
             node, "normalises by running statistics: write it as a BatchNorm in evaluation mode"
         )
-    eps = cast(float, given["eps"])
+    return channel_by_channel(lowering, node, start, length)
+
+
+def channel_by_channel(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
+    """A norm of every channel over its own positions, with the scale and shift of its node."""
+    eps = cast(float, arguments(node)["eps"])
 
     def standardized(x: Tensor) -> Tensor:
         dims = list(range(2, x.dim()))

@@ -23,6 +23,7 @@ from tangency.infinite.layout import Layout
 from tangency.infinite.memory import Memory, rests_on_samples
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.sampling.gaussians import GaussianVectors
+from tangency.infinite.values.position import Rearranged
 from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
 
@@ -94,7 +95,7 @@ class Draws:
         return cast(Draw, self._known.ask(value, lambda: self._drawn(value)))
 
     def _drawn(self, value: Value) -> Draw:
-        pooled = value.gaussian and not self._factored(value)
+        pooled = value.gaussian and not self._by_parts(value)
         draw = self._gaussian(value) if pooled else value.draw(self)
         shape = (self.samples, *(axis.size for axis in value.positions), self.side.count)
         return Draw(draw.value.expand(shape), draw.tangent.expand(shape))
@@ -133,9 +134,16 @@ class Draws:
 
     # -- Gaussian values -----------------------------------------------------------------------
 
-    def _factored(self, value: Value) -> bool:
-        """Whether a Gaussian value with very many positions is drawn from factors of its own."""
-        return value.factored and size_of(value.positions) >= FACTORED
+    def _by_parts(self, value: Value) -> bool:
+        """Whether a Gaussian value is drawn as a function of its parts.
+
+        That is cheaper where it repeats or reorders positions of another (a bias by relative place
+        has fewer entries than pairs of tokens), or has very many and is a product of factors.
+        """
+        size = size_of(value.positions)
+        if isinstance(value, Rearranged):
+            return size_of(value.source.positions) <= size
+        return value.factored and size >= FACTORED
 
     def _gaussian(self, value: Value) -> Draw:
         """Draw a Gaussian value given all that were drawn before."""

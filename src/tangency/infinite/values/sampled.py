@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions
 from tangency.infinite.values.concrete import product_of_means
-from tangency.infinite.values.sum import Sum, Term
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.value import Value, to_positions
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
+    from tangency.infinite.sampling.draws import Draw, Draws
     from tangency.infinite.side import Side
 
-__all__ = ["OfSamples", "Sampled", "sampled_moments", "summed"]
+__all__ = ["OfSamples", "Sampled", "SampledPointwise", "sampled_moments"]
 
 OfSamples: TypeAlias = "Callable[..., Tensor]"
 """`(side, *parts)`: a function of samples `(S, *positions, n)` of each operand that acts on every
@@ -65,10 +65,29 @@ class Sampled(Value):
             return product_of_means(self, other, layout, pairs)
         return pairs.from_moments(self, other, layout)
 
+    def at_odds_with(self, other: Value) -> bool:
+        return not isinstance(other, Sampled)
+
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         if self.origins.isdisjoint(other.origins):
             return pairs.from_block(self, other, layout)
         return sampled_moments(self, other, layout, pairs)
+
+
+class SampledPointwise(Sampled):
+    """The same, of a function that acts on every position by itself.
+
+    Where no operand moves, it does not move either. Rectified values are zero and stand still with
+    positive probability; a root of them has an infinite slope there (`LPPool` of an empty window),
+    and to automatic differentiation zero times infinity is NaN.
+    """
+
+    def draw(self, draws: Draws) -> Draw:
+        draw = super().draw(draws)
+        moves = torch.zeros_like(draw.tangent, dtype=torch.bool)
+        for part in self.parts:
+            moves |= to_positions(draws.of(part).tangent != 0, part.positions, self.positions)
+        return draw._replace(tangent=torch.where(moves, draw.tangent, 0.0))
 
 
 def sampled_moments(u: Value, v: Value, layout: Layout, pairs: Pairs) -> Moments:
@@ -80,29 +99,3 @@ def sampled_moments(u: Value, v: Value, layout: Layout, pairs: Pairs) -> Moments
         return torch.einsum("s...,s...->...", left, right) / left.shape[0]
 
     return Moments(product("samples"), product("tangents"))
-
-
-def summed(positions: Positions, terms: Sequence[Term]) -> Value:
-    """A sum. Terms that depend on a sampled one are sampled with it.
-
-    An exact covariance beside a sampled cross-covariance need not be positive semi-definite.
-    """
-    if not any(term.value.sampled for term in terms):
-        return Sum(positions, terms)
-    rest, joined = list(terms), list[Term]()
-    while rest:
-        group = _depending([rest.pop(0)], rest)
-        rest = [term for term in rest if term not in group]
-        if any(t.value.sampled for t in group) and not all(t.value.sampled for t in group):
-            whole = Sum(positions, group)
-            joined.append(Term(Sampled(positions, [whole], lambda side, part: part)))
-        else:
-            joined.extend(group)
-    return Sum(positions, joined)
-
-
-def _depending(group: list[Term], others: Sequence[Term]) -> list[Term]:
-    """The terms with an origin in common with the group, directly or through others."""
-    origins = frozenset[Hashable]().union(*(term.value.origins for term in group))
-    more = [t for t in others if t not in group and not origins.isdisjoint(t.value.origins)]
-    return _depending([*group, *more], others) if more else group

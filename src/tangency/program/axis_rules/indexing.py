@@ -6,36 +6,39 @@ import itertools
 
 from torch import fx
 
-from tangency.program.axes import Axis, AxisError, Dim, Shape, position, resolve, shape_of, width
+from tangency.program.axes import AxisError, Dim, Shape, position, resolve, shape_of, width
 from tangency.program.axis_rules.registry import Axes, axis_rule, dimension, first
 from tangency.program.operations import argument
 
-__all__ = ["cut", "single", "sliced"]
+__all__ = ["cut", "of_one_kind", "sliced"]
 
 
-def single(dim: Dim) -> Axis:
-    """The one atom of a dimension that is to be indexed."""
+def of_one_kind(dim: Dim) -> Dim:
+    """The atoms of a dimension that is to be indexed: all of them positions, or all widths."""
     atoms = resolve(dim)
-    if len(atoms) != 1:
-        raise AxisError("indexing a dimension that was made by merging several axes is not known")
-    if atoms[0].kind == "batch":
+    kinds = {axis.kind for axis in atoms}
+    if "batch" in kinds:
         raise AxisError("indexing the batch mixes examples")
-    return atoms[0]
+    if len(kinds) > 1:
+        raise AxisError("indexing a dimension that merges positions with a width is not known")
+    return atoms
 
 
 @axis_rule("select")
 def select(node: fx.Node, axes: Axes) -> Shape:
     shape, d = axes(first(node)), dimension(node, 1, "dim")
-    if resolve(shape[d]):
-        single(shape[d])
+    of_one_kind(shape[d])
     return (*shape[:d], *shape[d + 1 :])
 
 
 def cut(dim: Dim, part: range) -> Dim:
     """A part of a dimension; equal parts of one axis are the same axis."""
-    axis = single(dim)
-    make = width if axis.kind == "width" else position
-    return axis.cuts.setdefault(part, make(len(part)))
+    atoms = of_one_kind(dim)
+    if not atoms:
+        return ()
+    outer, *inner = atoms
+    make = width if outer.kind == "width" else position
+    return outer.cuts.setdefault((part, *inner), make(len(part)))
 
 
 @axis_rule("slice")
@@ -65,5 +68,5 @@ def split(node: fx.Node, axes: Axes) -> tuple[Shape, ...]:
 @axis_rule("unbind")
 def unbind(node: fx.Node, axes: Axes) -> tuple[Shape, ...]:
     shape, d = axes(first(node)), dimension(node, 1, "dim", 0)
-    single(shape[d])
+    of_one_kind(shape[d])
     return ((*shape[:d], *shape[d + 1 :]),) * len(node.meta["val"])
