@@ -24,18 +24,18 @@ _BATCH = 32
 
 
 def conjugate_kernel(
-    model: nn.Module, x1: Examples, x2: Examples | None, layer: str | None
+    model: nn.Module, x1: Examples, x2: Examples | None, layer: str | None, *, together: bool
 ) -> Tensor:
     """h(x1) . h(x2) / width with the input h of `layer`, shape (n1, n2).
 
-    Products are accumulated in float32 at least; the result has the dtype of h.
+    `together` says whether examples may go through the module in a batch. Products are accumulated in float32 at least; the result has the dtype of h.
 
     Raises:
         InvalidInput: there is no such layer, or it is not reached, or given no tensor.
     """
     layers = _layers(model, layer)
-    first = _hidden(model, layers, x1)
-    second = first if x2 is None else _hidden(model, layers, x2)
+    first = _hidden(model, layers, x1, together)
+    second = first if x2 is None else _hidden(model, layers, x2, together)
     dtype = torch.promote_types(first.dtype, torch.float32)
     kernel = first.to(dtype) @ second.to(dtype).mT / first.shape[1]
     if x2 is None:
@@ -60,21 +60,18 @@ def _layers(model: nn.Module, layer: str | None) -> list[nn.Module]:
     return list(found.values())
 
 
-def _hidden(model: nn.Module, layers: list[nn.Module], x: Examples) -> Tensor:
+def _hidden(model: nn.Module, layers: list[nn.Module], x: Examples, together: bool) -> Tensor:
     """Input of the last call of one of `layers` for each example, flattened, (n, size)."""
     n = examples.count(x)
-    size = _BATCH if _separable(model, layers, examples.take(x, slice(0, 3))) else 1
+    separable = together and _separable(model, layers, examples.take(x, slice(0, 3)))
+    size = _BATCH if separable else 1
     batches = [examples.take(x, slice(i, i + size)) for i in range(0, n, size)]
     return torch.cat([_last_input(model, layers, batch) for batch in batches])
 
 
 def _separable(model: nn.Module, layers: list[nn.Module], x: Examples) -> bool:
-    """Whether the rows of a batch are the examples (tokens may come first, or be merged)."""
-    try:
-        together = _last_input(model, layers, x)
-    except Exception:
-        # A module that branches on its data runs on one example at a time only.
-        return False
+    """Whether the rows of a layer's input are the examples (tokens may come first)."""
+    together = _last_input(model, layers, x)
     alone = [
         _last_input(model, layers, examples.take(x, slice(i, i + 1)))
         for i in range(examples.count(x))

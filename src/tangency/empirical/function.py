@@ -224,4 +224,6 @@ def dictionaries(x: Examples) -> Examples:
         return {key: dictionaries(value) for key, value in x.items()}
     if type(x) is tuple:
         return tuple(map(dictionaries, x))
+    if type(x) is list:
+        return list(map(dictionaries, x))
     return x

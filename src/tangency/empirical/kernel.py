@@ -5,29 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tangency import examples, tiles
+from tangency.empirical import losses, products, verification
+from tangency.empirical.conjugate import conjugate_kernel
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.features import Features, nngp_block, ntk_block
 from tangency.empirical.function import (
+    dictionaries,
     differentiable_copy,
+    evaluate,
     named,
     refuse_training_effects,
     trainable,
+    undisturbed,
+    user_data,
 )
+from tangency.empirical.operator import KernelOperator
+from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen
 from tangency.empirical.plan import MEMORY_BUDGET, Layout, tile_size
+from tangency.empirical.probe import three
 from tangency.empirical.recording import Recording
+from tangency.empirical.verification import Verification
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.kernel_pair import KernelPair
 
 __all__ = ["EmpiricalKernel"]
 
-_LAYOUTS = ("full", "trace", "diagonal")
 _Block = Callable[[Features, Features, Layout], Tensor]
 
 
@@ -70,21 +78,18 @@ class EmpiricalKernel:
         self,
         model: nn.Module,
         *,
-        output: Literal["full", "trace", "diagonal"] | int = "trace",
+        output: Output = "trace",
         parameters: str | Sequence[str] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-        is_index = isinstance(output, int) and not isinstance(output, bool)
-        if not is_index and output not in _LAYOUTS:
-            raise InvalidInput(
-                f"output={output!r}: choose 'full', 'trace', 'diagonal' or the index of an output."
-            )
         named(model, parameters)
         self.model = model
         self.output = output
         self.parameters = parameters
-        self._recording = Recording(model)
+        self._choice = chosen(output)
+        self._function = _function(model, self._choice)
+        self._recording = Recording(self._function)
 
     def __repr__(self) -> str:
         return (
@@ -127,51 +132,152 @@ class EmpiricalKernel:
             with tiles.progress("empirical kernel, diagonal", len(steps)) as advance:
                 for i in steps:
                     batch = examples.take(data, slice(i, min(i + size, n)))
-                    features = engine.features(batch, cotangents).batched(1)
+                    features = engine.features(batch, cotangents).one_by_one()
                     blocks = [b(features, features, layout) for b in (nngp_block, ntk_block)]
                     parts.append([block[:, 0, 0].to(engine.dtype) for block in blocks])
                     advance()
             nngp, ntk = (torch.cat(blocks) for blocks in zip(*parts, strict=True))
             return KernelPair(nngp, ntk)
 
+    def conjugate(
+        self, x1: Examples, x2: Examples | None = None, *, layer: str | None = None
+    ) -> Tensor:
+        """Conjugate kernel (Fan and Wang, 2020): h(x1) . h(x2) / width, shape (n1, n2).
+
+        h is the last hidden layer: what the linear or convolutional layer that is called last is
+        given, or the module that is named `layer` (at its last call, as its first argument). Of
+        positions (tokens, pixels) in h the mean is taken too. The NNGP kernel of a linear output
+        layer with weights of variance w2 / width is w2 times this kernel in the limit of infinite
+        width. Data are as for `ntk`; `output` and `parameters` play no part.
+
+        Raises:
+            InvalidInput: data or a module as in `ntk`; no layer of that name, or none is called.
+        """
+        with self._prepared(x1, x2, gradients=False) as (engine, first, second):
+            rows = user_data(self._function, first)
+            columns = None if second is None else user_data(self._function, second)
+            together = engine.trace is not None  # a recorded graph has no branches on data
+            return conjugate_kernel(self.model, rows, columns, layer, together=together)
+
+    def operator(self, x1: Examples, x2: Examples | None = None) -> KernelOperator:
+        """The NTK as an exact linear operator that never writes the matrix down, with `@`.
+
+        Shape (n1, n2), or (n1 * out, n2 * out) with `output="full"`, laid out example by example;
+        symmetric without `x2`. See `KernelOperator`.
+
+        Raises:
+            InvalidInput: as `ntk`, and for `output="diagonal"`, which is not one matrix.
+        """
+        if self._layout == "diagonal":
+            raise InvalidInput(
+                "output='diagonal' is a stack of matrices, one for each output, and not one "
+                "operator: make one for an output at a time, EmpiricalKernel(model, output=0), or "
+                "choose output='trace', their mean."
+            )
+        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
+            parameters = trainable(named(self.model, self.parameters))
+            return KernelOperator(
+                products.prepare(self._function, parameters, first, second),
+                first,
+                second,
+                self._cotangents(engine, first),
+                mean=self._layout == "trace",
+                diagonal=lambda: self.diagonal(x1).ntk,
+            )
+
+    def verify(self, x: Examples, entries: int = 32, seed: int = 0) -> Verification:
+        """Hold the NTK of some of the examples `x` against plain autograd.
+
+        Compared are: `entries` random entries with plain autograd, one pair of examples at a time,
+        each alone, with products in float64; the kernel of examples in other batches; the kernel
+        computed twice, which must give the same bits; the kernel and its transpose, computed as two
+        sets of examples; and the smallest eigenvalue with zero. Deviations are relative to
+        sqrt(K_ii K_jj), and 1e-10 is allowed in float64, 1e-4 in float32, 5e-2 in half precision.
+
+        The examples are sqrt(entries) + 2 of `x`, drawn at random. Autograd takes two backward
+        passes for an entry, and two for each output with output="trace".
+
+        Returns:
+            A report, whose `ok` says whether all is within rounding; `print` shows a table.
+
+        Raises:
+            InvalidInput: as `ntk`, or `entries` is no positive integer.
+        """
+        x = self._checked(x, "x")
+        parameters = list(trainable(named(self.model, self.parameters)).values())
+        with undisturbed(self.model, x):
+            return verification.verify(
+                self.ntk,
+                self._outputs,
+                parameters,
+                differentiable_copy(x),
+                model=type(self.model).__name__,
+                layout=self._layout,
+                entries=entries,
+                seed=seed,
+            )
+
+    def _outputs(self, x: Examples) -> Tensor:
+        """The outputs that count of the one example `x`, shape (k,), for autograd."""
+        loss, index = self._choice.loss, self._choice.index
+        if loss is not None:
+            inputs, targets = losses.split(x)
+            return losses.value(_selected(self.model, self._choice), loss, inputs, targets)
+        outputs = evaluate(self._function, x)[0]
+        return outputs if index is None else outputs[index][None]
+
     @property
     def _layout(self) -> Layout:
-        if isinstance(self.output, int):
-            return "trace"  # the mean over the one output
-        return self.output
+        return self._choice.layout
 
     def _cotangents(self, engine: Engine, x: Examples) -> Tensor:
         """The outputs that count as rows of an identity matrix, shape (k, out)."""
         identity = torch.eye(engine.out, dtype=engine.dtype, device=examples.tensors(x)[0].device)
-        if not isinstance(self.output, int):
+        index = self._choice.index
+        if index is None:
             return identity
-        if not -engine.out <= self.output < engine.out:
+        if not -engine.out <= index < engine.out:
             raise InvalidInput(
-                f"output={self.output}, but {type(self.model).__name__} has {engine.out} outputs."
+                f"output={index}, but {type(self.model).__name__} has {engine.out} outputs."
             )
-        return identity[self.output][None]
+        return identity[index][None]
 
     @contextmanager
     def _prepared(
         self, x1: Examples, x2: Examples | None, *, gradients: bool
     ) -> Iterator[tuple[Engine, Examples, Examples | None]]:
         """The engine for checked data, with autograd on and the random state put back after."""
-        examples.check(x1, "x1")
-        if x2 is not None:
-            examples.check(x2, "x2", like=x1)
+        x1 = self._checked(x1, "x1")
+        x2 = None if x2 is None else self._checked(x2, "x2", like=x1)
         refuse_training_effects(self.model)
         selected = named(self.model, self.parameters)
         parameters = trainable(selected) if gradients else {}
-        tensors = (*examples.tensors(x1), *self.model.parameters())
-        devices = {t.device for t in tensors if t.device.type == "cuda"}
-        with (
-            torch.random.fork_rng(devices=sorted(devices, key=str)),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
+        with undisturbed(self.model, x1):
             first = differentiable_copy(x1)
             second = None if x2 is None else differentiable_copy(x2)
-            yield prepare(self.model, parameters, first, second, self._recording), first, second
+            if self._choice.loss is not None:
+                # A recorded graph has no branches on data: then examples may go in batches.
+                few = self._weighted(three(first, second), together=False)
+                engine = prepare(self._function, parameters, few, None, self._recording)
+                together = engine.trace is not None
+                first = self._weighted(first, together=together)
+                second = None if second is None else self._weighted(second, together=together)
+            else:
+                engine = prepare(self._function, parameters, first, second, self._recording)
+            yield engine, first, second
+
+    @staticmethod
+    def _checked(x: Examples, name: str, like: Examples | None = None) -> Examples:
+        x = dictionaries(x)
+        examples.check(x, name, like=like)
+        return x
+
+    def _weighted(self, data: Examples, *, together: bool) -> Examples:
+        """What `_function` is called on for inputs and targets."""
+        assert self._choice.loss is not None
+        inputs, targets = losses.split(data)
+        model = _selected(self.model, self._choice)
+        return losses.weighted(model, self._choice.loss, inputs, targets, together=together)
 
     def _gram(
         self, x1: Examples, x2: Examples | None, blocks: Sequence[_Block]
@@ -179,6 +285,16 @@ class EmpiricalKernel:
         with self._prepared(x1, x2, gradients=ntk_block in blocks) as (engine, first, second):
             cotangents = self._cotangents(engine, first)
             return _fill(engine, first, second, cotangents, self._layout, blocks)
+
+
+def _selected(model: nn.Module, choice: Choice) -> nn.Module:
+    return model if choice.select is None else Selected(model, choice.select)
+
+
+def _function(model: nn.Module, choice: Choice) -> nn.Module:
+    """The module whose outputs are differentiated: `model` itself where nothing is chosen."""
+    selected = _selected(model, choice)
+    return selected if choice.loss is None else WeightedSum(selected)
 
 
 def _fill(
@@ -202,7 +318,7 @@ def _fill(
     @lru_cache(maxsize=max(2, MEMORY_BUDGET // (size * per_example)))
     def features(of_rows: bool, start: int, stop: int) -> Features:
         batch = examples.take(x1 if of_rows else columns, slice(start, stop))
-        return engine.features(batch, cotangents).batched(0)
+        return engine.features(batch, cotangents)
 
     plan = tiles.plan(shape[0], shape[1], size, symmetric=symmetric)
     with tiles.progress("empirical kernel", len(plan)) as advance:

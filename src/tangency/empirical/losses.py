@@ -14,7 +14,7 @@ from tangency import examples
 from tangency.empirical.function import outputs
 from tangency.empirical.outputs import Loss
 from tangency.empirical.probe import first_output
-from tangency.errors import InvalidInput, TangencyError
+from tangency.errors import InvalidInput
 from tangency.examples import Examples
 
 __all__ = ["of_one", "split", "value", "weighted"]
@@ -23,7 +23,7 @@ _BATCH = 32
 """Examples that go through the module together: enough to keep it busy, in little memory."""
 
 
-def split(data: Examples, name: str) -> tuple[Examples, Examples]:
+def split(data: Examples) -> tuple[Examples, Examples]:
     """Inputs and targets.
 
     Raises:
@@ -31,7 +31,7 @@ def split(data: Examples, name: str) -> tuple[Examples, Examples]:
     """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise InvalidInput(
-            f"the kernel of a loss needs targets: {name} must be a pair (inputs, targets), "
+            "the kernel of a loss needs targets: data must be pairs (inputs, targets), "
             f"not a {type(data).__name__}."
         )
     return data[0], data[1]
@@ -76,8 +76,17 @@ def value(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Tenso
     return of_one(loss, _one(outputs(model, x)), targets).reshape(1)
 
 
-def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Examples:
+def weighted(
+    model: nn.Module, loss: Loss, x: Examples, targets: Examples, *, together: bool
+) -> Examples:
     """Data (x, c, s) on which `WeightedSum` of `model` has the losses' values and gradients.
+
+    Args:
+        model: the module whose outputs the loss is of.
+        loss: of one example.
+        x: inputs.
+        targets: of the same examples.
+        together: whether examples may go through the module in a batch.
 
     Returns:
         `x`, the weights c (n, out) and the shift s (n, 1) in float32 at least.
@@ -87,9 +96,12 @@ def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Ex
     """
     first_output(model, x)
     weights, shifts = [], []
-    for start in range(0, examples.count(x), _BATCH):
-        rows = slice(start, min(start + _BATCH, examples.count(x)))
-        for i, leaf in enumerate(_leaves(model, examples.take(x, rows)), start):
+    n, size = examples.count(x), _BATCH if together else 1
+    for start in range(0, n, size):
+        batch = outputs(model, examples.take(x, slice(start, start + size))).detach()
+        rows = batch.split(1) if min(size, n - start) > 1 else (_one(batch),)
+        for i, row in enumerate(rows, start):
+            leaf = row.clone().requires_grad_()
             result = of_one(loss, leaf, examples.take(targets, slice(i, i + 1)))
             (gradient,) = torch.autograd.grad(result, leaf)
             dtype = torch.promote_types(leaf.dtype, torch.float32)
@@ -97,23 +109,6 @@ def weighted(model: nn.Module, loss: Loss, x: Examples, targets: Examples) -> Ex
             weights.append(gradient.reshape(1, -1))
             shifts.append((result.detach().to(dtype) - product).reshape(1, 1))
     return x, torch.cat(weights), torch.cat(shifts)
-
-
-def _leaves(model: nn.Module, x: Examples) -> list[Tensor]:
-    """Outputs of each example, (1, *rest), to be differentiated in."""
-    n = examples.count(x)
-    try:
-        together = outputs(model, x).detach()
-        rows = together.split(1) if n > 1 else (_one(together),)
-        return [row.clone().requires_grad_() for row in rows]
-    except TangencyError:
-        raise
-    except Exception:
-        if n == 1:
-            raise
-        # A module that branches on its data runs on one example at a time only.
-        singles = (examples.take(x, slice(i, i + 1)) for i in range(n))
-        return [leaf for single in singles for leaf in _leaves(model, single)]
 
 
 def _one(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from tangency.empirical.randomness import PASSES, drawn, refusal
 from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
-__all__ = ["Probe", "agree", "first_output", "make"]
+__all__ = ["Probe", "agree", "first_output", "make", "three"]
 
 _COEFFICIENTS = (1.0, -0.7, 0.4)
 
@@ -57,8 +58,12 @@ class Probe:
         """Whether per-example gradients (3, 1, size) of w . f add up to the reference."""
         coefficients = gradients.new_tensor(_COEFFICIENTS)
         total = torch.einsum("i,ikd->d", coefficients, gradients)
-        size = sum(float(value.double().square().sum()) for value in self.reference.values())
-        return agree(total, self.reference[name], floor=size**0.5)
+        return agree(total, self.reference[name], floor=self.size)
+
+    @cached_property
+    def size(self) -> float:
+        """Norm of the whole reference."""
+        return sum(float(value.double().norm()) ** 2 for value in self.reference.values()) ** 0.5
 
 
 def agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
@@ -79,7 +84,7 @@ def make(
     Raises:
         InvalidInput: the module does not run on them, returns NaN or infinity, or is random.
     """
-    x = _three(x1, x2)
+    x = three(x1, x2)
     first, random = drawn(lambda: first_output(model, x))
     if not bool(torch.isfinite(first).all()):
         raise InvalidInput(
@@ -117,7 +122,7 @@ def _alone(model: nn.Module, x: Examples) -> Tensor:
     return torch.cat([evaluate(model, examples.take(x, row)).detach() for row in rows])
 
 
-def _three(x1: Examples, x2: Examples | None) -> Examples:
+def three(x1: Examples, x2: Examples | None) -> Examples:
     """First and middle example of `x1`, last one of `x2` (or of `x1`)."""
     last = x1 if x2 is None else x2
     end, middle = examples.count(last), examples.count(x1) // 2
