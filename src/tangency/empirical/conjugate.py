@@ -28,7 +28,8 @@ def conjugate_kernel(
 ) -> Tensor:
     """h(x1) . h(x2) / width with the input h of `layer`, shape (n1, n2).
 
-    `together` says whether examples may go through the module in a batch. Products are accumulated in float32 at least; the result has the dtype of h.
+    `together` says whether examples may go through the module in a batch. Products are accumulated
+    in float32 at least; the result has the dtype of h.
 
     Raises:
         InvalidInput: there is no such layer, or it is not reached, or given no tensor.

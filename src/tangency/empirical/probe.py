@@ -8,10 +8,10 @@ parameter, sum_i c_i d(w . f(x_i))/d(parameter) of the module itself, one exampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Probe:
     @cached_property
     def size(self) -> float:
         """Norm of the whole reference."""
-        return sum(float(value.double().norm()) ** 2 for value in self.reference.values()) ** 0.5
+        return math.hypot(*(float(value.double().norm()) for value in self.reference.values()))
 
 
 def agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
