@@ -72,10 +72,12 @@ def _mirrored(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, silence elsewhere; yields what advances it by one."""
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, silence elsewhere; yields what advances it by one step, or by
+    so many.
+    """
     if total < 2 or not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda steps=1: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -83,4 +85,4 @@ def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from empirical.cases import CASES, Case, case_of, real, recorded
 from tangency.empirical import contraction
+from tangency.empirical.costs import Layout, Term, cheapest, costs
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.function import trainable
 from tangency.empirical.gradients import Factors
-from tangency.empirical.plan import Layout, SiteSize, cheapest, flops, tile_size
+from tangency.empirical.plan import tile_size
 from tangency.empirical.recording import Recording
 
 LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
@@ -85,19 +86,24 @@ def test_both_contractions(
     full = torch.einsum("biowd,bjqwd->bijoq", j1, j2)
     each = full.diagonal(dim1=-2, dim2=-1)
     expected = {"full": full, "diagonal": each, "trace": each.sum(-1)}[layout]
-    pairs = [(f.inputs[:, :, 0], f.cotangents[:, :, :, 0]) for f in (rows, columns)]
-    for path in (contraction._by_gram, contraction._by_gradients):
-        torch.testing.assert_close(path(*pairs, layout), expected, rtol=1e-12, atol=1e-12)
+    for path in (contraction.by_gram, contraction.by_gradients):
+        found = path(rows, columns, layout)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     chosen = contraction.of_factors(rows, columns, layout)
     torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-12)
 
 
+def matrix(positions: int, inputs: int, width: int) -> Term:
+    fixed, each = 4 * positions * inputs, 4 * positions * width
+    return Term("factors", positions, inputs, width, 1, inputs * width, fixed, each)
+
+
 def test_the_cheaper_path() -> None:
     """One position: the factors are smaller; many positions of a small layer: the gradients are."""
-    assert cheapest(SiteSize(16, 16, 8, 1, 2048, 2048), "trace") == "gram"
-    assert cheapest(SiteSize(16, 16, 1, 1024, 8, 8), "trace") == "gradients"
-    size = SiteSize(2, 3, 4, 1, 100, 100)
-    assert flops(size, "full")["gram"] > flops(size, "trace")["gram"]
+    assert cheapest(matrix(1, 2048, 2048), 16, 16, 8, "trace") == "gram"
+    assert cheapest(matrix(1024, 8, 8), 16, 16, 1, "trace") == "gradients"
+    term = matrix(1, 100, 100)
+    assert costs(term, 2, 3, 4, "full")["gram"] > costs(term, 2, 3, 4, "trace")["gram"]
 
 
 def test_tile_size_is_bounded() -> None:

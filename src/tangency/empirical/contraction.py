@@ -8,15 +8,15 @@ outputs), (out,) for "diagonal", (out, out) for "full".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tangency.empirical.costs import WORKING_SET, Layout, cheapest, term
 from tangency.empirical.gradients import Factors, Gradients, Rows
-from tangency.empirical.plan import WORKING_SET, Layout, SiteSize, cheapest
 
-__all__ = ["of_explicit", "of_factors", "of_rows", "product"]
+__all__ = ["by_gradients", "by_gram", "of_explicit", "of_factors", "of_rows", "product"]
 
 
 def product(rows: Sequence[Gradients], columns: Sequence[Gradients], layout: Layout) -> Tensor:
@@ -58,63 +58,55 @@ def of_explicit(rows: Tensor, columns: Tensor, layout: Layout) -> Tensor:
 
 def of_factors(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
     """Products of gradients in factors, by the cheaper path."""
+    _, r, out = rows.lead
+    path = cheapest(term(rows), r, columns.lead[1], out, layout)
     if rows.groups > 1:
         left = rows.explicit()
         return of_explicit(left, left if columns is rows else columns.explicit(), layout)
-    a, g = rows.expanded()[:, :, 0], rows.cotangents[:, :, :, 0]
-    mine = (a, g)
-    yours = mine
-    if columns is not rows:
-        yours = (columns.expanded()[:, :, 0], columns.cotangents[:, :, :, 0])
-    _, r, out, positions, width = g.shape
-    size = SiteSize(r, yours[0].shape[1], out, positions, a.shape[-1], width)
-    path = _by_gram if cheapest(size, layout) == "gram" else _by_gradients
-    return path(mine, yours, layout)
+    return (by_gram if path == "gram" else by_gradients)(rows, columns, layout)
 
 
-Pair = tuple[Tensor, Tensor]
-"""Inputs (b, n, positions, in) and cotangents (b, n, out, positions, width)."""
-
-
-def _by_gradients(rows: Pair, columns: Pair, layout: Layout) -> Tensor:
-    """Explicit gradients, a slice of the input dimension at a time."""
-    b, r, out, _, width = rows[1].shape
-    row_bytes = (r + columns[0].shape[1]) * b * out * width * rows[0].element_size()
+def by_gradients(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
+    """Products of matrices that are written out, a slice of their input dimension at a time."""
+    b, r, out = rows.lead
+    n = r + (0 if columns is rows else columns.lead[1])
+    width = rows.cotangents.shape[-1]
+    row_bytes = n * b * max(out * width, rows.cotangents.shape[-2]) * rows.inputs.element_size()
     step = max(1, WORKING_SET // row_bytes)
-    left, right = _matrix(rows), None if columns is rows else _matrix(columns)
+    mine = _written_out(rows, step)
+    yours = None if columns is rows else _written_out(columns, step)
     total: Tensor | None = None
-    for start in range(0, rows[0].shape[-1], step):
-        part = slice(start, start + step)
-        mine = _gradients(left, part, out)
-        yours = mine if right is None else _gradients(right, part, out)
-        block = of_explicit(mine, yours, layout)
+    for left in mine:
+        block = of_explicit(left, left if yours is None else next(yours), layout)
         total = block if total is None else total.add_(block)
     assert total is not None, "a weight with no inputs has no site"
     return total
 
 
-def _matrix(factors: Pair) -> Pair:
-    """The cotangents as (b, n, out * width, positions): one matrix for each example."""
-    return factors[0], factors[1].mT.flatten(2, 3)
+def _written_out(factors: Factors, step: int) -> Iterator[Tensor]:
+    """Gradients with respect to the weight's columns, `step` or so at a time: (b, n, out, size)."""
+    out = factors.cotangents.shape[2]
+    # One matrix for each example, (b, n, out * width, positions).
+    cotangents = factors.cotangents[:, :, :, 0].mT.flatten(2, 3)
+    for inputs in factors.slices(step):
+        by_output: Tensor = (cotangents @ inputs).unflatten(2, (out, -1))
+        yield by_output.flatten(3)
 
 
-def _gradients(factors: Pair, part: slice, out: int) -> Tensor:
-    """Gradients with respect to the weight's columns `part`: (b, n, out, width * len(part))."""
-    gradient = factors[1] @ factors[0][..., part]
-    by_output: Tensor = gradient.unflatten(2, (out, -1))
-    return by_output.flatten(3)
-
-
-def _by_gram(rows: Pair, columns: Pair, layout: Layout) -> Tensor:
+def by_gram(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
     """Gram matrices of inputs and cotangents over positions: (a_p . a'_p') (g_p . g'_p')."""
+    b, _, _, _, p, _ = rows.cotangents.shape
+    inputs = columns.expanded()[:, :, 0]
 
     def alike(part: slice) -> Tensor:
-        b, _, p, _ = rows[0].shape
-        inputs = rows[0][:, part].flatten(1, 2) @ columns[0].flatten(1, 2).mT
-        blocks: Tensor = inputs.view(b, -1, p, columns[0].shape[1], p)
+        mine = rows.part(part).expanded()[:, :, 0]
+        products = mine.flatten(1, 2) @ inputs.flatten(1, 2).mT
+        blocks: Tensor = products.view(b, -1, p, inputs.shape[1], p)
         return blocks
 
-    return _weighted_gram(rows[1], columns[1], layout, alike)
+    return _weighted_gram(
+        rows.cotangents[:, :, :, 0], columns.cotangents[:, :, :, 0], layout, alike
+    )
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -122,8 +114,8 @@ def _by_gram(rows: Pair, columns: Pair, layout: Layout) -> Tensor:
 
 def of_rows(rows: Rows, columns: Rows, layout: Layout) -> Tensor:
     """Products of gradients of tables: only equal rows meet."""
-    p, q = rows.indices.shape[2], columns.indices.shape[2]
-    if rows.rows < p * q:
+    _, r, out = rows.lead
+    if cheapest(term(rows), r, columns.lead[1], out, layout) == "gradients":
         left = rows.explicit()
         return of_explicit(left, left if columns is rows else columns.explicit(), layout)
 

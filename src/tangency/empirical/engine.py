@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical import jacobian, passage, probe
+from tangency.empirical.costs import Layout, Term, term
 from tangency.empirical.features import Features
 from tangency.empirical.gradients import Explicit, Gradients
 from tangency.empirical.groups import Group, groups
 from tangency.empirical.passage import Order, Passage
 from tangency.empirical.probe import Probe
 from tangency.empirical.recording import Recording
+from tangency.empirical.schedule import Work
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.program.trace import Trace
@@ -38,7 +40,7 @@ class Engine:
         out: number of the module's outputs.
         dtype: of the outputs.
         value_bytes: bytes of the values in the graph for one example.
-        gradient_bytes: bytes of the gradients of one example and one output.
+        terms: sizes of the gradients of the parameters in `groups`.
     """
 
     model: nn.Module
@@ -49,10 +51,15 @@ class Engine:
     out: int
     dtype: torch.dtype
     value_bytes: int
-    gradient_bytes: int = 0
+    terms: Mapping[str, list[list[Term]]] = field(default_factory=dict)
 
-    def features(self, x: Examples, cotangents: Tensor) -> Features:
-        """Outputs and gradients of `x`, for the combinations `cotangents` (k, out) of outputs."""
+    def features(
+        self, x: Examples, cotangents: Tensor, written_out: Container[Term] = ()
+    ) -> Features:
+        """Outputs and gradients of `x`, for the combinations `cotangents` (k, out) of outputs.
+
+        Terms of these sizes are written out.
+        """
         n = examples.count(x)
         outputs: Tensor | None = None
         gradients: dict[str, list[list[Gradients]]] = {}
@@ -63,7 +70,8 @@ class Engine:
             parameters = self.parameters
             for group in self.groups:
                 found = group.gradients(seen, parameters)
-                gradients[group.name] = [[t.first(n).in_single() for t in ts] for ts in found]
+                kept = [[t.part(slice(0, n)).in_single() for t in terms] for terms in found]
+                gradients[group.name] = [[_at_rest(t, written_out) for t in ts] for ts in kept]
         if outputs is None or self.rest:
             compute = jacobian.by_vmap if self.vmap else jacobian.by_autograd
             outputs, rows = compute(self.model, self.rest, x, cotangents)
@@ -87,11 +95,20 @@ class Engine:
         calls = {site.node: None for site in sites}
         return passage.run(self.trace, self.parameters, batch, read, calls, cotangents)
 
-    def bytes_per_example(self, outputs: int) -> int:
-        """Estimate of the memory that the features of one example take while they are made."""
-        jacobians = sum(p.numel() * p.element_size() for p in self.rest.values())
-        # Values are kept for the backward pass; cotangents at the sites are a part of them.
-        return self.value_bytes * (2 + outputs) + 2 * outputs * jacobians
+    def work(self, out: int, layout: Layout) -> Work:
+        """What a kernel of `out` outputs needs of every example."""
+        terms = dict(self.terms) | {
+            name: [[Term("written out", 0, 0, 0, 1, p.numel(), 0, p.numel() * p.element_size())]]
+            for name, p in self.rest.items()
+        }
+        held = [t for pieces in terms.values() for piece in pieces for t in piece]
+        # What the backward pass keeps, and the gradients while they are made.
+        making = 2 * sum(t.held_bytes(out) for t in held)
+        return Work(terms, 2 * self.value_bytes + making, out, layout)
+
+
+def _at_rest(gradients: Gradients, written_out: Container[Term]) -> Gradients:
+    return Explicit(gradients.explicit()) if term(gradients) in written_out else gradients
 
 
 def prepare(
@@ -136,9 +153,11 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
         if tried.confirms_outputs(seen.outputs):
             confirmed = _confirmed(trial, seen, tried)
             served = {group.name for group in confirmed}
+            parameters = trial.parameters
             return replace(
                 trial,
                 groups=tuple(confirmed),
+                terms={g.name: _terms(g.gradients(seen, parameters)) for g in confirmed},
                 rest={name: p for name, p in engine.rest.items() if name not in served},
                 value_bytes=seen.value_bytes // examples.count(tried.x),
             )
@@ -150,6 +169,10 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
             "over dimension 0 (hand-written batch norm, x.mean(0), softmax over the batch)."
         )
     return engine
+
+
+def _terms(gradients: list[list[Gradients]]) -> list[list[Term]]:
+    return [[term(t.in_single()) for t in terms] for terms in gradients]
 
 
 def _confirmed(engine: Engine, seen: Passage, tried: Probe) -> list[Group]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tangency.empirical import contraction
-from tangency.empirical.gradients import Gradients
-from tangency.empirical.plan import Layout
+from tangency.empirical.costs import Layout
+from tangency.empirical.gradients import Gradients, concatenate
 
-__all__ = ["Features", "nngp_block", "ntk_block", "ntk_blocks"]
+__all__ = ["Features", "joined", "nngp_block", "ntk_block", "ntk_blocks"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,23 @@ class Features:
                 for name, pieces in self.gradients.items()
             },
         )
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several sets of examples as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].gradients
+    return Features(
+        torch.cat([part.outputs for part in parts], dim=1),
+        {
+            name: [
+                [concatenate([p.gradients[name][i][j] for p in parts]) for j in range(len(terms))]
+                for i, terms in enumerate(pieces)
+            ]
+            for name, pieces in first.items()
+        },
+    )
 
 
 def nngp_block(rows: Features, columns: Features, layout: Layout) -> Tensor:

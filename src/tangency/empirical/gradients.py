@@ -6,19 +6,32 @@ All have leading dimensions (b, n): a batch of independent problems of `contract
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Factors", "Gradients", "Rows", "add"]
+__all__ = ["Explicit", "Factors", "Gradients", "Rows", "Windows", "add", "concatenate"]
 
 
 def _single(value: Tensor) -> Tensor:
     """In float32 at least, in which products are accumulated."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+class Windows(Protocol):
+    """How the windows of a convolution's input are laid out."""
+
+    @property
+    def taps(self) -> int:
+        """Entries of a window for each channel."""
+
+    def of(self, values: Tensor) -> Tensor:
+        """(*lead, m, channels, *space) as (*lead, groups, positions, channels of a group x taps);
+        the channels may be some of those of one group.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,13 +45,14 @@ class Explicit:
     values: Tensor
 
     @property
-    def nbytes(self) -> int:
-        """Memory."""
-        return self.values.nbytes
+    def lead(self) -> tuple[int, int, int]:
+        """b, n and k."""
+        b, n, k = self.values.shape[:3]
+        return b, n, k
 
-    def first(self, n: int) -> Explicit:
-        """Those of the first n examples."""
-        return Explicit(self.values[:, :n])
+    def part(self, examples: slice) -> Explicit:
+        """Those of some examples."""
+        return Explicit(self.values[:, examples])
 
     def one_by_one(self) -> Explicit:
         """Each example as a problem of its own: from (1, n) to (n, 1)."""
@@ -59,34 +73,55 @@ class Factors:
     one after the other.
 
     Attributes:
-        inputs: what `expand` turns into (b, n, groups, positions, in).
+        inputs: (b, n, groups, positions, in); with `windows`, the input of a convolution,
+            (b, n, m, channels, *space), of which those are the windows.
         cotangents: (b, n, k, groups, positions, width).
         transposed: whether the tensor of parameters is laid out as J^T, (groups, in, width).
-        expand: gives the windows of a convolution's input, which overlap; None without windows.
+        windows: lays out windows, which overlap; None where the inputs are as they are.
     """
 
     inputs: Tensor
     cotangents: Tensor
     transposed: bool = False
-    expand: Callable[[Tensor], Tensor] | None = None
+    windows: Windows | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Memory."""
-        return self.inputs.nbytes + self.cotangents.nbytes
+    def lead(self) -> tuple[int, int, int]:
+        """b, n and k."""
+        b, n, k = self.cotangents.shape[:3]
+        return b, n, k
 
     @property
     def groups(self) -> int:
         """Number of groups."""
         return self.cotangents.shape[3]
 
+    @property
+    def inputs_length(self) -> int:
+        """Length of the vector at a place."""
+        if self.windows is None:
+            return self.inputs.shape[-1]
+        return self.inputs.shape[3] // self.groups * self.windows.taps
+
     def expanded(self) -> Tensor:
         """The inputs as (b, n, groups, positions, in)."""
-        return self.inputs if self.expand is None else self.expand(self.inputs)
+        return self.inputs if self.windows is None else self.windows.of(self.inputs)
 
-    def first(self, n: int) -> Factors:
-        """Those of the first n examples."""
-        return replace(self, inputs=self.inputs[:, :n], cotangents=self.cotangents[:, :n])
+    def slices(self, length: int) -> Iterator[Tensor]:
+        """The inputs as (b, n, positions, some of in), about `length` of them at a time; for one
+        group.
+        """
+        windows = self.windows
+        whole = self.inputs[:, :, 0] if windows is None else self.inputs
+        dim, each = (-1, length) if windows is None else (3, max(1, length // windows.taps))
+        for part in whole.split(each, dim):
+            yield part if windows is None else windows.of(part)[:, :, 0]
+
+    def part(self, examples: slice) -> Factors:
+        """Those of some examples."""
+        return replace(
+            self, inputs=self.inputs[:, examples], cotangents=self.cotangents[:, examples]
+        )
 
     def one_by_one(self) -> Factors:
         """Each example as a problem of its own: from (1, n) to (n, 1)."""
@@ -124,13 +159,16 @@ class Rows:
     rows: int
 
     @property
-    def nbytes(self) -> int:
-        """Memory."""
-        return self.indices.nbytes + self.cotangents.nbytes
+    def lead(self) -> tuple[int, int, int]:
+        """b, n and k."""
+        b, n, k = self.cotangents.shape[:3]
+        return b, n, k
 
-    def first(self, n: int) -> Rows:
-        """Those of the first n examples."""
-        return replace(self, indices=self.indices[:, :n], cotangents=self.cotangents[:, :n])
+    def part(self, examples: slice) -> Rows:
+        """Those of some examples."""
+        return replace(
+            self, indices=self.indices[:, examples], cotangents=self.cotangents[:, examples]
+        )
 
     def one_by_one(self) -> Rows:
         """Each example as a problem of its own: from (1, n) to (n, 1)."""
@@ -151,6 +189,22 @@ class Rows:
 
 
 Gradients: TypeAlias = Explicit | Factors | Rows
+
+
+def concatenate(parts: Sequence[Gradients]) -> Gradients:
+    """The gradients of several sets of examples, of one form, as those of one set."""
+    first = parts[0]
+    if isinstance(first, Explicit):
+        return Explicit(torch.cat([p.values for p in parts if isinstance(p, Explicit)], dim=1))
+    if isinstance(first, Rows):
+        rows = [p for p in parts if isinstance(p, Rows)]
+        indices = torch.cat([p.indices for p in rows], dim=1)
+        return replace(
+            first, indices=indices, cotangents=torch.cat([p.cotangents for p in rows], 1)
+        )
+    factors = [p for p in parts if isinstance(p, Factors)]
+    inputs = torch.cat([p.inputs for p in factors], dim=1)
+    return replace(first, inputs=inputs, cotangents=torch.cat([p.cotangents for p in factors], 1))
 
 
 def add(terms: list[Gradients]) -> list[Gradients]:

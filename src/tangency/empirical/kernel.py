@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from tangency import examples, tiles
+from tangency import examples
 from tangency.empirical import losses, products, verification
+from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
+from tangency.empirical.costs import Layout
 from tangency.empirical.engine import Engine, prepare
-from tangency.empirical.features import Features, nngp_block, ntk_block
+from tangency.empirical.features import Features, nngp_block, ntk_block, ntk_blocks
 from tangency.empirical.function import (
     dictionaries,
     differentiable_copy,
@@ -26,9 +27,9 @@ from tangency.empirical.function import (
 )
 from tangency.empirical.operator import KernelOperator
 from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen
-from tangency.empirical.plan import MEMORY_BUDGET, Layout, tile_size
 from tangency.empirical.probe import three
 from tangency.empirical.recording import Recording
+from tangency.empirical.schedule import Schedule, schedule, schedule_diagonal
 from tangency.empirical.verification import Verification
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
@@ -56,7 +57,7 @@ class EmpiricalKernel:
     graph, and contracted without ever forming an n x parameters matrix unless that is cheaper; all
     other parameters take a per-example Jacobian by `torch.func`, or one example at a time where
     that has no rule. Each path is held against plain autograd on three of the examples first.
-    Large sets are computed in tiles, each tile's features within `plan.MEMORY_BUDGET` bytes.
+    Large sets are computed in tiles that keep gradients and intermediates within `memory` bytes.
 
     The module stays as it was: mode, `.grad`, buffers, hooks, `requires_grad` and the state of the
     random generator. Works under `torch.no_grad` and `torch.inference_mode` (a module *made* under
@@ -69,6 +70,8 @@ class EmpiricalKernel:
             over outputs (n1, n2), an integer that one output (n1, n2).
         parameters: name patterns (`fnmatch`, one or several) of the parameters that the NTK is
             summed over; None for all. Frozen parameters (requires_grad=False) never count.
+        memory: bytes that the computation may take, besides the data, the module and the kernel
+            matrix itself.
 
     Raises:
         InvalidInput: `output` is none of these, or a pattern matches no parameter.
@@ -80,13 +83,17 @@ class EmpiricalKernel:
         *,
         output: Output = "trace",
         parameters: str | Sequence[str] | None = None,
+        memory: int = 2**31,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        if memory < 1:
+            raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
         named(model, parameters)
         self.model = model
         self.output = output
         self.parameters = parameters
+        self.memory = memory
         self._choice = chosen(output)
         self._function = _function(model, self._choice)
         self._recording = Recording(self._function)
@@ -106,17 +113,15 @@ class EmpiricalKernel:
             InvalidInput: data that are empty, not finite or of the wrong shape, a module that does
                 not run on them, is random, couples examples or has no trainable parameter.
         """
-        (kernel,) = self._gram(x1, x2, [ntk_block])
-        return kernel
+        return self._gram(x1, x2, {"ntk": ntk_block})["ntk"]
 
     def nngp(self, x1: Examples, x2: Examples | None = None) -> Tensor:
         """Products of outputs, in the layout of `ntk`. Raises as `ntk`."""
-        (kernel,) = self._gram(x1, x2, [nngp_block])
-        return kernel
+        return self._gram(x1, x2, {"nngp": nngp_block})["nngp"]
 
     def pair(self, x1: Examples, x2: Examples | None = None) -> KernelPair:
         """Both kernels in one pass. Raises as `ntk`."""
-        return KernelPair(*self._gram(x1, x2, [nngp_block, ntk_block]))
+        return KernelPair(**self._gram(x1, x2, _BOTH))
 
     def diagonal(self, x: Examples) -> KernelPair:
         """Both kernels of each example with itself: (n,), (n, out) or (n, out, out).
@@ -125,19 +130,43 @@ class EmpiricalKernel:
         """
         with self._prepared(x, None, gradients=True) as (engine, data, _):
             cotangents, layout = self._cotangents(engine, data), self._layout
-            n = examples.count(data)
-            size = tile_size(engine.bytes_per_example(len(cotangents)))
-            parts = []
-            steps = range(0, n, size)
-            with tiles.progress("empirical kernel, diagonal", len(steps)) as advance:
-                for i in steps:
-                    batch = examples.take(data, slice(i, min(i + size, n)))
-                    features = engine.features(batch, cotangents).one_by_one()
-                    blocks = [b(features, features, layout) for b in (nngp_block, ntk_block)]
-                    parts.append([block[:, 0, 0].to(engine.dtype) for block in blocks])
-                    advance()
-            nngp, ntk = (torch.cat(blocks) for blocks in zip(*parts, strict=True))
-            return KernelPair(nngp, ntk)
+            work, n = engine.work(len(cotangents), layout), examples.count(data)
+            order = schedule_diagonal(work, n, self.memory)
+            found = assemble_diagonal(engine, data, cotangents, layout, _named(_BOTH), order)
+            return KernelPair(**found)
+
+    def by_parameter(self, x1: Examples, x2: Examples | None = None) -> dict[str, Tensor]:
+        """The NTK as a sum: parameter -> its part, in the layout of `ntk`. Raises as `ntk`.
+
+        A tensor that has several names stands under its first one, with all its uses and the
+        products between them.
+        """
+        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
+            found = self._assembled(engine, first, second, ntk_blocks)
+            # In the order of the module, whatever path serves which parameter.
+            return {name: found[name] for name in engine.parameters if name in found}
+
+    def by_layer(
+        self, x1: Examples, x2: Examples | None = None, *, depth: int | None = None
+    ) -> dict[str, Tensor]:
+        """The NTK as a sum: module -> the part of its parameters, in the layout of `ntk`.
+
+        Args:
+            x1: examples.
+            x2: other examples.
+            depth: number of leading parts of a module's path that tell modules apart
+                (`depth=1`: the children of the model); None for the modules that hold parameters.
+
+        Raises:
+            InvalidInput: as `ntk`, or `depth` is not positive.
+        """
+        if depth is not None and depth < 1:
+            raise InvalidInput(f"depth={depth} must be a positive number of parts of a path.")
+        layers: dict[str, Tensor] = {}
+        for name, kernel in self.by_parameter(x1, x2).items():
+            layer = ".".join(name.split(".")[:-1][:depth])
+            layers[layer] = layers[layer] + kernel if layer in layers else kernel
+        return layers
 
     def conjugate(
         self, x1: Examples, x2: Examples | None = None, *, layer: str | None = None
@@ -280,11 +309,35 @@ class EmpiricalKernel:
         return losses.weighted(model, self._choice.loss, inputs, targets, together=together)
 
     def _gram(
-        self, x1: Examples, x2: Examples | None, blocks: Sequence[_Block]
-    ) -> tuple[Tensor, ...]:
-        with self._prepared(x1, x2, gradients=ntk_block in blocks) as (engine, first, second):
-            cotangents = self._cotangents(engine, first)
-            return _fill(engine, first, second, cotangents, self._layout, blocks)
+        self, x1: Examples, x2: Examples | None, blocks: Mapping[str, _Block]
+    ) -> dict[str, Tensor]:
+        gradients = ntk_block in blocks.values()
+        with self._prepared(x1, x2, gradients=gradients) as (engine, first, second):
+            return self._assembled(engine, first, second, _named(blocks))
+
+    def _assembled(
+        self, engine: Engine, x1: Examples, x2: Examples | None, blocks: Blocks
+    ) -> dict[str, Tensor]:
+        cotangents, layout = self._cotangents(engine, x1), self._layout
+        order = self._schedule(engine, x1, x2, len(cotangents))
+        return assemble(engine, x1, x2, cotangents, layout, blocks, order)
+
+    def _schedule(self, engine: Engine, x1: Examples, x2: Examples | None, out: int) -> Schedule:
+        n1, n2 = examples.count(x1), examples.count(x1 if x2 is None else x2)
+        work = engine.work(out, self._layout)
+        return schedule(work, n1, n2, symmetric=x2 is None, budget=self.memory)
+
+
+_BOTH: Mapping[str, _Block] = {"nngp": nngp_block, "ntk": ntk_block}
+
+
+def _named(blocks: Mapping[str, _Block]) -> Blocks:
+    """Several blocks at once."""
+
+    def all_blocks(rows: Features, columns: Features, layout: Layout) -> dict[str, Tensor]:
+        return {name: block(rows, columns, layout) for name, block in blocks.items()}
+
+    return all_blocks
 
 
 def _selected(model: nn.Module, choice: Choice) -> nn.Module:
@@ -295,38 +348,3 @@ def _function(model: nn.Module, choice: Choice) -> nn.Module:
     """The module whose outputs are differentiated: `model` itself where nothing is chosen."""
     selected = _selected(model, choice)
     return selected if choice.loss is None else WeightedSum(selected)
-
-
-def _fill(
-    engine: Engine,
-    x1: Examples,
-    x2: Examples | None,
-    cotangents: Tensor,
-    layout: Layout,
-    blocks: Sequence[_Block],
-) -> tuple[Tensor, ...]:
-    """The kernel matrices that `blocks` compute, tile by tile."""
-    symmetric = x2 is None
-    columns = x1 if x2 is None else x2
-    out = len(cotangents)
-    trailing = {"trace": (), "diagonal": (out,), "full": (out, out)}[layout]
-    shape = (examples.count(x1), examples.count(columns), *trailing)
-    kernels = tuple(cotangents.new_empty(shape) for _ in blocks)
-    per_example = engine.bytes_per_example(out)
-    size = tile_size(per_example)
-
-    @lru_cache(maxsize=max(2, MEMORY_BUDGET // (size * per_example)))
-    def features(of_rows: bool, start: int, stop: int) -> Features:
-        batch = examples.take(x1 if of_rows else columns, slice(start, stop))
-        return engine.features(batch, cotangents)
-
-    plan = tiles.plan(shape[0], shape[1], size, symmetric=symmetric)
-    with tiles.progress("empirical kernel", len(plan)) as advance:
-        for tile in plan:
-            row = features(True, tile.rows.start, tile.rows.stop)
-            column = features(symmetric, tile.columns.start, tile.columns.stop)
-            for kernel, block in zip(kernels, blocks, strict=True):
-                values = block(row, column, layout)[0]
-                tiles.fill(kernel, tile, values.to(kernel.dtype), symmetric=symmetric)
-            advance()
-    return kernels

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency import examples
-from tangency.empirical.plan import Layout
+from tangency.empirical.costs import Layout
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.program.outputs import listed

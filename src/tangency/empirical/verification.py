@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency import examples
-from tangency.empirical.plan import Layout
+from tangency.empirical.costs import Layout
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 
@@ -231,5 +231,7 @@ def _eigenvalues(block: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         matrix = kept.transpose(1, 2).reshape(p * kept.shape[2], -1)
     else:
         matrix = block.movedim((0, 1), (-2, -1))
+    if not bool(torch.isfinite(matrix).all()):
+        return matrix.new_full((1,), torch.nan), matrix.new_full((1,), torch.nan)
     values = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
     return values[..., 0], values[..., -1]

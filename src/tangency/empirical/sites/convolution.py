@@ -6,7 +6,8 @@ of a linear layer over the output's positions.
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, fx
@@ -18,7 +19,7 @@ from tangency.empirical.sites.registry import Site, bias_site, site_rule
 from tangency.program.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
 from tangency.program.operations import arguments
 
-__all__ = ["windows"]
+__all__ = ["Windows"]
 
 
 @site_rule(*CONVOLUTIONS)
@@ -44,7 +45,7 @@ def _direct(node: fx.Node, value: fx.Node, geometry: ConvGeometry) -> Site:
         return Factors(
             passage.of(value, order)[None],
             _positions(passage.cotangents_of(node, order), geometry)[None],
-            expand=partial(windows, geometry=geometry),
+            windows=Windows(geometry),
         )
 
     return Site(node, "factors", (value,), gradient)
@@ -56,7 +57,7 @@ def _transposed(node: fx.Node, value: fx.Node, geometry: ConvGeometry) -> Site:
     def gradient(passage: Passage, order: Order) -> Gradients:
         return Factors(
             _positions(passage.of(value, order), geometry)[None],
-            windows(passage.cotangents_of(node, order), geometry)[None],
+            Windows(geometry).of(passage.cotangents_of(node, order))[None],
             transposed=True,
         )
 
@@ -73,19 +74,32 @@ def _positions(values: Tensor, geometry: ConvGeometry) -> Tensor:
     return moved.flatten(lead + 1, -2)
 
 
-def windows(values: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The windows of (*lead, m, channels, *space) as (*lead, groups, positions, channels of a
-    group x taps).
-    """
-    rank = len(geometry.kernel)
-    amounts = zip(reversed(geometry.padding_before), reversed(geometry.padding_after), strict=True)
-    cut = functional.pad(values, [a for pair in amounts for a in pair])
-    for dim in range(rank):
-        extent = geometry.dilation[dim] * (geometry.kernel[dim] - 1) + 1
-        cut = cut.unfold(-rank, extent, geometry.stride[dim])
-        cut = cut[..., :: geometry.dilation[dim]]
-    groups = cut.unflatten(-2 * rank - 1, (geometry.groups, -1))
-    lead = groups.dim() - 2 * rank - 3
-    # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, m, *out, channels, *taps)
-    moved: Tensor = groups.movedim(lead + 1, lead).movedim(lead + 2, lead + 2 + rank)
-    return moved.flatten(lead + 2 + rank).flatten(lead + 1, -2)
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a convolution."""
+
+    geometry: ConvGeometry
+
+    @property
+    def taps(self) -> int:
+        """Entries of a window for each channel."""
+        return math.prod(self.geometry.kernel)
+
+    def of(self, values: Tensor) -> Tensor:
+        """The windows of (*lead, m, channels, *space), as (*lead, groups, positions, channels of a
+        group x taps).
+        """
+        geometry, rank = self.geometry, len(self.geometry.kernel)
+        before, after = reversed(geometry.padding_before), reversed(geometry.padding_after)
+        amounts = [a for pair in zip(before, after, strict=True) for a in pair]
+        cut = functional.pad(values, amounts)
+        for taps, stride, step in zip(
+            geometry.kernel, geometry.stride, geometry.dilation, strict=True
+        ):
+            # The next dimension of space always stands in the same place: its windows go last.
+            cut = cut.unfold(-rank, step * (taps - 1) + 1, stride)[..., ::step]
+        groups = cut.unflatten(-2 * rank - 1, (geometry.groups, -1))
+        lead = groups.dim() - 2 * rank - 3
+        # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, m, *out, channels, *taps)
+        moved: Tensor = groups.movedim(lead + 1, lead).movedim(lead + 2, lead + 2 + rank)
+        return moved.flatten(lead + 2 + rank).flatten(lead + 1, -2)
