@@ -140,7 +140,7 @@ def test_it_is_the_nngp_kernel_of_a_wide_network() -> None:
 
 def test_refusals() -> None:
     model, x = network(), torch.randn(3, 4)
-    with pytest.raises(InvalidInput, match="'head' is no module.*0, 3, 5"):
+    with pytest.raises(InvalidInput, match=r"'head' is no module.*0, 3, 5"):
         EmpiricalKernel(model).conjugate(x, layer="head")
     bare = Lambda(lambda m, x: x @ m.w, w=nn.Parameter(torch.randn(4, 2)))
     with pytest.raises(InvalidInput, match="no linear or convolutional layer"):

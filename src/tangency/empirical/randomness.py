@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,17 +107,20 @@ _STATE = "Remove what its forward keeps from call to call (a counter, a cache, a
 def _culprit(model: nn.Module, run: Callable[[], object], same: Same) -> str:
     first = _calls(model, run)
     for _ in range(PASSES):
-        for a, b in zip(first, _calls(model, run), strict=False):
-            if a.path != b.path:  # the random part decides which modules are called
-                break
-            if a.differs(b, same):
-                return a.path
+        second = _calls(model, run)  # chance may decide which modules are called
+        for key, call in first.items():
+            if key in second and call.differs(second[key], same):
+                return call.path
     return ""
 
 
-def _calls(model: nn.Module, run: Callable[[], object]) -> list[_Call]:
-    """The calls of all submodules, in the order in which they end: the innermost first."""
-    ended: list[_Call] = []
+def _calls(model: nn.Module, run: Callable[[], object]) -> dict[tuple[str, int], _Call]:
+    """The calls of all submodules, in the order in which they end: the innermost first.
+
+    By the module's path, and how often it was called before.
+    """
+    ended: dict[tuple[str, int], _Call] = {}
+    count: Counter[str] = Counter()
     open_calls: list[list[Tensor]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -124,7 +128,8 @@ def _calls(model: nn.Module, run: Callable[[], object]) -> list[_Call]:
 
     def leave(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
-            ended.append(_Call(path, open_calls.pop(), _tensors(returned)))
+            ended[path, count[path]] = _Call(path, open_calls.pop(), _tensors(returned))
+            count[path] += 1
 
         return hook
 
