@@ -22,7 +22,7 @@ from tangency.analysis import (
     target_alignment,
 )
 from tangency.diagnosis import TrainingCheck, training_check
-from tangency.empirical import EmpiricalKernel
+from tangency.empirical import EmpiricalKernel, linearize, taylor
 from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning, activation
 from tangency.kernel_pair import KernelPair
 
@@ -46,8 +46,10 @@ __all__ = [
     "alignment",
     "errors",
     "kernel_drift",
+    "linearize",
     "program",
     "spectrum",
     "target_alignment",
+    "taylor",
     "training_check",
 ]

@@ -218,6 +218,11 @@ REFUSED: dict[str, tuple[Callable[..., object], type[Exception], str]] = {
         UnsupportedOperation,
         r"torch\.no_grad",
     ),
+    "a transformation of torch.func": (
+        lambda m, x: torch.func.jvp(torch.tanh, (m.a(x),), (torch.ones_like(m.a(x)),))[1],
+        UnsupportedOperation,
+        r"calls torch\.func.*test_trace\.py",
+    ),
     "wrong features": (
         lambda m, x: m.a(x[:, 1:]),
         UnsupportedOperation,

@@ -27,7 +27,7 @@ from tangency.empirical.plan import MEMORY_BUDGET, tile_size
 from tangency.empirical.probe import Probe
 from tangency.examples import Examples
 
-__all__ = ["JacobianProducts", "ParameterVectors", "prepare"]
+__all__ = ["JacobianProducts", "ParameterVectors", "agree", "prepare", "trial_vectors"]
 
 ParameterVectors: TypeAlias = "dict[str, Tensor]"
 """m vectors in the space of parameters: name -> (m, *shape of the parameter)."""
@@ -247,23 +247,41 @@ def _confirms(tried: Probe, gradients: ParameterVectors) -> bool:
 
 
 def _trial_vectors(trial: JacobianProducts, tried: Probe) -> tuple[ParameterVectors, Tensor]:
-    """Two vectors v in which every parameter counts alike, and w . J v for each: (2, examples)."""
     singles = [examples.take(tried.x, slice(i, i + 1)) for i in range(examples.count(tried.x))]
     rows = [_pulled(trial.model, trial.parameters, single, tried) for single in singles]
-    gradients = {name: torch.cat([row[name] for row in rows]).double() for name in trial.parameters}
-    whole = sum(float(g.square().sum()) for g in gradients.values()) ** 0.5 or 1.0
+    return trial_vectors({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+
+def trial_vectors(gradients: ParameterVectors) -> tuple[ParameterVectors, Tensor]:
+    """Two vectors v in which every parameter counts alike, however small its gradients g are.
+
+    `gradients` are those of n functions, (n, *shape). With the vectors come the products v . g,
+    shape (2, n), in float64.
+    """
+    n, device = next((len(g), g.device) for g in gradients.values())
+    whole = sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5 or 1.0
     vectors: ParameterVectors = {}
-    expected = torch.zeros(2, len(singles), dtype=torch.float64, device=tried.outputs.device)
+    products = torch.zeros(2, n, dtype=torch.float64, device=device)
     for name, gradient in gradients.items():
-        flat = gradient.flatten(1) / whole
+        flat = gradient.double().flatten(1) / whole
         # The gradient of a parameter without influence is rounding, and counts as such.
-        size = max(float(flat.norm()), torch.finfo(trial.dtype).eps ** 0.5)
+        size = max(float(flat.norm()), torch.finfo(gradient.dtype).eps ** 0.5)
         wave = torch.arange(flat.shape[1], device=flat.device).double().add(0.5).sin()
         both = torch.stack([flat.sum(dim=0) / size, wave / wave.norm()]) / size
-        vector = both.to(trial.parameters[name].dtype)
-        expected += vector.double() @ flat.mT * whole
+        vector = both.to(gradient.dtype)
+        products += (vector.double() @ flat.mT * whole).to(device)
         vectors[name] = vector.view(2, *gradient.shape[1:])
-    return vectors, expected
+    return vectors, products
+
+
+def agree(value: Tensor, expected: Tensor, dtype: torch.dtype, floor: float = 0.0) -> bool:
+    """Whether what was computed in `dtype` is right but for rounding: wrong paths are far off.
+
+    `floor` is the scale whose rounding counts too (a gradient that is zero but for rounding).
+    """
+    epsilon = torch.finfo(dtype).eps
+    allowed: float = 2 * epsilon**0.5 * float(expected.norm()) + 64 * epsilon * floor
+    return float((value.double() - expected).norm()) <= allowed
 
 
 def _serves(
@@ -275,9 +293,7 @@ def _serves(
     except Exception:
         # Whatever goes wrong is the path's: the module has been seen to run and differentiate.
         return False
-    error = products.double() @ tried.cotangent[0].double() - expected
-    allowed: float = 2 * torch.finfo(trial.dtype).eps ** 0.5 * float(expected.norm())
-    return float(error.norm()) <= allowed
+    return agree(products.double() @ tried.cotangent[0].double(), expected, trial.dtype)
 
 
 def _value_bytes(model: nn.Module, x: Examples, together: bool) -> int:

@@ -208,6 +208,7 @@ _SPARSE = (
 
 def _canonical(exported: ExportedProgram) -> ExportedProgram:
     """A functional graph of the operations that rules know."""
+    _check_transformations(exported)
     inline_blocks(exported, _parameter_nodes(exported))
     _check_flat(exported)
     graph = exported.graph
@@ -249,6 +250,19 @@ def _check_flat(exported: ExportedProgram) -> None:
             "torch.no_grad() or torch.cond, on values that depend on parameters or data, which no "
             "kernel rule describes. EmpiricalKernel needs no rules."
         )
+
+
+def _check_transformations(exported: ExportedProgram) -> None:
+    """Refuse the steps of `torch.func` in a graph: run one by one, an error between two of them
+    would leave every later computation of the process inside a transformation.
+    """
+    for node in exported.graph.nodes:
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise UnsupportedOperation(
+                f"{_module_path(node) or 'the module'} calls torch.func (vmap, grad, jvp, ...) in "
+                f"its forward pass ({_source(node)}), which is no plain sequence of operations. "
+                "EmpiricalKernel needs none."
+            )
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:
