@@ -227,12 +227,40 @@ def test_unshared_weights() -> None:
         assert captured.describe(captured.output) == "(n, p3, w4)"
 
 
-def test_weight_standardisation_is_refused() -> None:
+def _standardised(m: Bare) -> Tensor:
     """As timm writes it: batch normalisation of the weight."""
+    weight = F.batch_norm(m.W.view(1, 3 * E, -1), None, None, weight=2 * m.b, training=True)
+    return weight.view_as(m.W)
 
-    def standardised(m: Bare, x: Tensor) -> Tensor:
-        weight = F.batch_norm(m.W.view(1, 3 * E, -1), None, None, training=True)
-        return F.linear(x, weight.view_as(m.W))
 
-    with pytest.raises(UnsupportedOperation, match="computes with a parameter"):
-        program(standardised)
+def _weight_normed(m: Bare) -> Tensor:
+    return m.b[:, None] * m.W / m.W.norm(dim=1, keepdim=True)
+
+
+ROW_MAPS: dict[str, tuple[Callable[[Bare, Tensor], Tensor], bool, bool, float]] = {
+    "standardised": (lambda m, x: F.linear(x, _standardised(m)), False, True, 1.0),
+    "transposed": (lambda m, x: x @ _standardised(m).T, False, True, 1.0),
+    "normalised": (lambda m, x: F.linear(x, _weight_normed(m)), False, False, 0.25),
+    "as a filter": (
+        lambda m, x: F.conv1d(x.mT, F.normalize(m.W, dim=1)[:, :, None] / 2),
+        False,
+        False,
+        1 / 16,
+    ),
+    "columns": (lambda m, x: x @ F.normalize(m.first.weight, dim=0), True, False, 0.25),
+}
+
+
+@pytest.mark.parametrize("name", ROW_MAPS)
+def test_rows_that_are_scaled(name: str) -> None:
+    """Their strength is 1 / sd, or 1 / norm."""
+    function, transposed, centred, square = ROW_MAPS[name]
+    site = last_site(function)
+    rows = site.weight.rows if site.weight else None
+    assert rows is not None
+    assert (rows.transposed, rows.centred) == (transposed, centred)
+    assert site.names[1:] == (() if rows.gain is None else ("b",))
+    factor = 2.0 if centred else 1.0  # of the gain
+    for variance in (0.5, 3.0):
+        strength = float(rows.strength(1.0, variance))
+        assert strength == pytest.approx(factor * (square / variance) ** 0.5, rel=1e-4)

@@ -110,7 +110,30 @@ def test_shared_parameters() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Bare, Tensor], Tensor], str]] = {
-    "normalised weight": (lambda m, x: F.linear(x, m.W / m.W.norm()), "computes with a parameter"),
+    "normalised weight": (
+        lambda m, x: F.linear(x, m.W / torch.linalg.matrix_norm(m.W, 2)),
+        "computes with a parameter",
+    ),
+    "normalised columns": (
+        lambda m, x: F.linear(x, m.W / m.W.norm(dim=0)),
+        "computes with a parameter",
+    ),
+    "two gains": (
+        lambda m, x: F.linear(x, (m.s * m.b)[:, None] * m.W),
+        "computes with a parameter",
+    ),
+    "gain squared": (
+        lambda m, x: F.linear(x, m.s.square()[:, None] * m.W),
+        "computes with a parameter",
+    ),
+    "detached": (
+        lambda m, x: F.linear(x, m.W / m.W.norm(dim=1, keepdim=True).detach()),
+        "computes with a parameter",
+    ),
+    "two forms": (
+        lambda m, x: F.linear(x, m.W) + F.linear(x, F.normalize(m.W, dim=1)),
+        "in another form",
+    ),
     "product of weights": (lambda m, x: x @ (m.V @ m.W), "computes with a parameter"),
     "masked weight": (lambda m, x: F.linear(x, torch.tanh(m.W)), "computes with a parameter"),
     "division by a parameter": (lambda m, x: (x @ m.V) / m.s, "uses a parameter in a way"),

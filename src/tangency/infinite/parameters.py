@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from tangency.errors import InvalidInput
 from tangency.infinite.init import Init, measured_moment
 from tangency.infinite.lowering import Parameters
+from tangency.infinite.row_scales import row_scale
 from tangency.infinite.values.sources import Scale
+from tangency.program.row_maps import RowMap
 from tangency.program.sites import ParameterUse
 
 __all__ = ["Parametrization", "module_parameters"]
@@ -38,10 +40,21 @@ class _Scales:
         return self._moments[name]
 
     def weight(self, use: ParameterUse, fan_in: int, fan_out: int) -> Scale:
-        """w2, and fan_in (standard) or w2 (NTK parametrisation) for the gradient."""
+        """w2, and fan_in (standard) or w2 (NTK parametrisation) for the gradient.
+
+        Where the rows are scaled, w2 and the gradient are those of the scaled weight.
+        """
+        if use.rows is not None:
+            return self._scaled_rows(use.name, use.rows, fan_in, fan_out)
         square = use.factor**2
         moment = self._moment(use.name, "weight", fan_in, fan_out) * square
         return self._scale(use.name, moment, fan_in * square)
+
+    def _scaled_rows(self, name: str, rows: RowMap, fan_in: int, fan_out: int) -> Scale:
+        moment = self._moment(name, "weight", fan_in, fan_out)
+        forward, standard = row_scale(rows, moment, fan_in)
+        gradient = standard if self.standard else standard * moment / fan_in
+        return Scale(forward, gradient if self.trainable(name) else 0.0)
 
     def bias(self, use: ParameterUse, fan_in: int, fan_out: int) -> Scale:
         """b2, and one (standard) or b2 (NTK parametrisation) for the gradient."""

@@ -27,6 +27,7 @@ from tangency.program.axis_rules import PRODUCTS, RULES, WEIGHTED, Axes, reduced
 from tangency.program.operations import POINTWISE, arguments, base_name
 from tangency.program.outputs import Output
 from tangency.program.parameters import is_view, root_of
+from tangency.program.row_maps import computations
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
 
@@ -114,10 +115,12 @@ class _Reader:
         self.axes: dict[fx.Node, Shape] = {}
         self.several: dict[fx.Node, tuple[Shape, ...]] = {}
         self.nature: dict[fx.Node, Nature] = {}
+        self.of_weights: set[fx.Node] = set()
         self.batch = batch()
 
     def read(self) -> Program:
         live = _ancestors(self.trace.output)
+        self.of_weights = computations(self.trace, filter(None, map(_weight, live)))
         for node in self.trace.graph.nodes:
             if node in live:
                 self.nature[node] = self._nature(node)
@@ -127,7 +130,7 @@ class _Reader:
         return Program(self.trace, self.axes, self.nature, sites)
 
     def _nature(self, node: fx.Node) -> Nature:
-        if node in self.trace.parameters:
+        if node in self.trace.parameters or node in self.of_weights:
             return "parameter"
         if _is_number(node):
             return "concrete"
@@ -213,7 +216,8 @@ class _Reader:
         """The weight of a layer is a parameter, not a value that depends on data or a product."""
         if base_name(node) not in (*WEIGHTED, *PRODUCTS) or self.nature[node] != "random":
             return
-        weight = cast(fx.Node, node.args[WEIGHT_ARGUMENTS.get(base_name(node), 1)])
+        weight = _weight(node)
+        assert weight is not None
         if self.nature[weight] != "random":
             return
         if not any(axis is self.batch for dim in self.axes[weight] for axis in resolve(dim)):
@@ -257,6 +261,13 @@ def _computed_parameter(node: fx.Node) -> UnsupportedOperation:
         f"{location(node)} computes with a parameter before it meets the data; only views, slices, "
         "transposes and scalar factors are known. EmpiricalKernel needs no rules."
     )
+
+
+def _weight(node: fx.Node) -> fx.Node | None:
+    """What a node takes as its weight; None if it is no product with a weight."""
+    if base_name(node) not in (*WEIGHTED, *PRODUCTS):
+        return None
+    return cast(fx.Node, node.args[WEIGHT_ARGUMENTS.get(base_name(node), 1)])
 
 
 def _draws_numbers(node: fx.Node) -> bool:

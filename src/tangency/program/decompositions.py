@@ -65,9 +65,14 @@ def _vector_norm(
     dim: Sequence[int] | None = None,
     keepdim: bool = False,
 ) -> Tensor:
-    """The Euclidean norm, as a mean: over a width it is a limit statistic."""
+    """The Euclidean norm, as a mean: over a width it is a limit statistic.
+
+    Of a single entry it is the absolute value, which has a slope of its own at 0.
+    """
     dims = list(range(x.dim())) if dim is None else list(dim)
     count = math.prod(int(x.shape[d]) for d in dims)
+    if count == 1:
+        return x.abs() if keepdim else x.abs().squeeze(dims)
     return (x.square().mean(dims, keepdim) * count).sqrt()
 
 

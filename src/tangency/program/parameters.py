@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +15,9 @@ from tangency.errors import UnsupportedOperation
 from tangency.program.axes import shape_of
 from tangency.program.operations import base_name
 from tangency.program.trace import Trace, location
+
+if TYPE_CHECKING:
+    from tangency.program.row_maps import RowMap
 
 __all__ = ["Block", "ParameterUse", "is_view", "parameter_use", "root_of"]
 
@@ -42,12 +45,20 @@ class ParameterUse:
         block: the indices used of every dimension of the *parameter*; None for the whole of it.
             Uses of disjoint blocks are independent; `W[e : 2 * e]` of an (3e, e) matrix has
             `(range(e, 2 * e), range(0, e))`.
+        rows: how the rows of a weight are scaled before it is used; None where they are not.
     """
 
     name: str
     factor: float = 1.0
     transposed: bool = False
     block: Block | None = None
+    rows: RowMap | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all parameters that are used: the one called `name`, and gains of its rows."""
+        gain = None if self.rows is None else self.rows.gain_name
+        return (self.name,) if gain is None else (self.name, gain)
 
 
 def is_view(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from tangency.program.axes import Shape, resolve
 from tangency.program.geometry import CONVOLUTIONS
 from tangency.program.operations import argument, base_name
 from tangency.program.parameters import ParameterUse, parameter_use
+from tangency.program.row_maps import RowMap, weight_use
 from tangency.program.trace import Trace, location
 
 __all__ = ["ParameterUse", "Role", "Site", "find_sites"]
@@ -36,7 +37,8 @@ class Site:
     @property
     def names(self) -> tuple[str, ...]:
         """Qualified names of the parameters that enter here."""
-        return tuple(use.name for use in (self.weight, self.bias) if use is not None)
+        uses = (use for use in (self.weight, self.bias) if use is not None)
+        return tuple(name for use in uses for name in use.names)
 
 
 _NORMS: dict[str, tuple[int, int]] = {
@@ -73,7 +75,26 @@ def find_sites(
         for node, kind in nature.items()
         if kind == "random" and any(nature[n] == "parameter" for n in node.all_input_nodes)
     }
-    return {node: site for node, site in found.items() if site is not None}
+    sites = {node: site for node, site in found.items() if site is not None}
+    _check_alike(sites)
+    return sites
+
+
+def _check_alike(sites: Mapping[fx.Node, Site]) -> None:
+    """Refuse a parameter that is used as it is at one site and with its rows scaled at another."""
+    first: dict[str, ParameterUse] = {}
+    for node, site in sites.items():
+        use = site.weight
+        if use is not None and not _alike(first.setdefault(use.name, use).rows, use.rows):
+            raise UnsupportedOperation(
+                f"{location(node)} uses the parameter {use.name} in another form than an earlier "
+                "site does (standardised or normalised, with another gain or as it is), which has "
+                "no rule. EmpiricalKernel needs no rules."
+            )
+
+
+def _alike(a: RowMap | None, b: RowMap | None) -> bool:
+    return a is b or (a is not None and b is not None and a.alike(b))
 
 
 class _Finder:
@@ -107,23 +128,23 @@ class _Finder:
     def _weighted(self, node: fx.Node, name: str) -> Site | None:
         """Products with a weight."""
         if name == "linear" and self._is_parameter(node, 1):
-            weight, bias = self._use(node, 1, "weight"), self._use(node, 2, "bias")
+            weight, bias = self._weight(node, 1), self._use(node, 2, "bias")
             return Site("affine", self._operand(node, 0), weight, bias)
         if name in ("matmul", "mm") and self._is_matrix(node, 1):
-            return Site("affine", self._operand(node, 0), self._use(node, 1, "mat2", flip=True))
+            return Site("affine", self._operand(node, 0), self._weight(node, 1, flip=True))
         if name in ("matmul", "bmm") and self._is_parameter(node, 1):
             stacked = any(self.axes[self._operand(node, 1)][:-2])
             role: Role = "unshared" if stacked else "affine"
             return Site(role, self._operand(node, 0), self._use(node, 1, "mat2", flip=True))
         if name == "addmm" and self._is_parameter(node, 2) and self._is_parameter(node, 0):
-            weight = self._use(node, 2, "mat2", flip=True)
+            weight = self._weight(node, 2, flip=True)
             return Site("affine", self._operand(node, 1), weight, self._use(node, 0, "input"))
         if name in CONVOLUTIONS and self._is_parameter(node, 1):
-            weight, bias = self._use(node, 1, "weight"), self._use(node, 2, "bias")
+            weight, bias = self._weight(node, 1), self._use(node, 2, "bias")
             return Site("convolution", self._operand(node, 0), weight, bias)
         if name == "embedding" and self._is_parameter(node, 0):
-            weight = self._use(node, 0, "weight", flip=True)
-            return Site("embedding", self._operand(node, 1), weight)
+            table = self._use(node, 0, "weight", flip=True)
+            return Site("embedding", self._operand(node, 1), table)
         return None
 
     def _elementwise(self, node: fx.Node, name: str) -> Site | None:
@@ -153,6 +174,9 @@ class _Finder:
 
     def _operand(self, node: fx.Node, index: int) -> fx.Node:
         return cast(fx.Node, node.args[index])
+
+    def _weight(self, node: fx.Node, index: int, *, flip: bool = False) -> ParameterUse:
+        return weight_use(self.trace, self._operand(node, index), flip)
 
     def _use(
         self, node: fx.Node, index: int, label: str, *, flip: bool = False

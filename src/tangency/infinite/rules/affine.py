@@ -11,10 +11,11 @@ from torch import fx
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.embedding import parameter_value
+from tangency.infinite.rules.weight_product import WeightProduct
 from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
-from tangency.infinite.values.weight import Weight, WeightInput
+from tangency.infinite.values.weight import WeightInput
 from tangency.program.axes import Axis, resolve, size_of
 from tangency.program.operations import base_name
 from tangency.program.sites import ParameterUse, Site
@@ -38,15 +39,16 @@ def affine(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     return Sum(weight.positions, terms)
 
 
-def _weight(lowering: Lowering, node: fx.Node, site: Site, start: int, length: int) -> Weight:
+def _weight(lowering: Lowering, node: fx.Node, site: Site, start: int, length: int) -> Value:
     assert site.weight is not None
-    fan_in, fan_out = _fans(lowering, site)
-    return Weight(
+    product = WeightProduct(
+        node,
+        site.weight,
         lowering.program.atoms(node, "position"),
         (*_rows(lowering, site.weight, start), length),
-        lowering.parameters.weight(site.weight, fan_in, fan_out),
-        weight_input(lowering, node, site.input),
+        _fans(lowering, site),
     )
+    return product(lowering, weight_input(lowering, node, site.input), start, length)
 
 
 def _rows(lowering: Lowering, use: ParameterUse, start: int) -> tuple[object, ...]:

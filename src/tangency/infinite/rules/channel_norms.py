@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from tangency.infinite.lowering import Lowering, cut_rule, rule
 from tangency.infinite.rules.normalization import affine_part, constant_terms
+from tangency.infinite.rules.sampled import channel_by_channel
 from tangency.infinite.rules.standardization import Standardization
 from tangency.infinite.values.scaled import Scale, Scaled
 from tangency.infinite.values.sources import One
@@ -21,8 +22,11 @@ from tangency.program.operations import arguments
 @rule("group_norm")
 def group_norm(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """(u - E u) / sqrt(Var u + eps) * scale + shift, with the statistics of a group of channels and
-    all positions (Wu and He 2018). What goes to infinity is the number of channels of each group.
+    all positions (Wu and He 2018). What goes to infinity is the number of channels of each group;
+    groups of one channel are an InstanceNorm, whose number of channels goes to infinity.
     """
+    if _group_size(lowering, node) == 1:
+        return channel_by_channel(lowering, node, start, length)
     source = cast(fx.Node, node.args[0])
     shape = lowering.program.axes[source]
     over = tuple(a for dim in shape[2:] for a in resolve(dim))
@@ -43,14 +47,7 @@ def _group_size(lowering: Lowering, node: fx.Node) -> int:
     """Channels of one group."""
     _check_channels(lowering, node)
     source, groups = cast("tuple[fx.Node, int]", node.args[:2])
-    size = lowering.width(source) // groups
-    if size == 1:
-        raise lowering.unsupported(
-            node,
-            "normalises every channel by itself (as InstanceNorm does): the statistics of one "
-            "random channel are random, however many channels there are",
-        )
-    return size
+    return lowering.width(source) // groups
 
 
 @cut_rule("group_norm")
@@ -63,7 +60,7 @@ def _group_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
     """Groups differ where they see a width of several natures."""
     source = cast(fx.Node, node.args[0])
     size = _group_size(lowering, node)
-    if not lowering.cuts(source):
+    if not lowering.cuts(source) or size == 1:
         return frozenset()
     return frozenset(range(size, lowering.width(source), size))
 

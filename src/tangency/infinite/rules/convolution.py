@@ -13,10 +13,11 @@ from tangency.infinite.lowering import Lowering, cut_rule, rule
 from tangency.infinite.rules.affine import bias_term, signature
 from tangency.infinite.rules.borders import Border, without_padding
 from tangency.infinite.rules.spatial import grouped, one_axis, ungrouped
+from tangency.infinite.rules.weight_product import WeightProduct
 from tangency.infinite.values.depthwise import Depthwise
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value
-from tangency.infinite.values.weight import Weight, WeightInput
+from tangency.infinite.values.weight import WeightInput
 from tangency.infinite.values.window import Window
 from tangency.program.axes import Shape, resolve, size_of
 from tangency.program.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
@@ -64,13 +65,20 @@ def _weight(
     assert site.weight is not None
     if lowering.random(site.input):
         _warn_of_few_channels(lowering.width(site.input) // geometry.groups, geometry.groups)
+    if site.weight.rows is not None and geometry.transposed:
+        raise lowering.unsupported(
+            node, "is a transposed convolution with a standardised or normalised weight"
+        )
     stretch = _channels(lowering, node, site, geometry, start, length)
-    return Weight(
+    product = WeightProduct(
+        node,
+        site.weight,
         _positions(lowering, node, windows),
         (site.weight.name, start, length),
-        lowering.parameters.weight(site.weight, *_fans(lowering, site, geometry)),
-        _source(lowering, node, site, windows, stretch),
+        _fans(lowering, site, geometry),
     )
+    source = _source(lowering, node, site, windows, stretch)
+    return product(lowering, source, start, length)
 
 
 def _warn_of_few_channels(channels: int, groups: int) -> None:
@@ -95,6 +103,12 @@ def _depthwise(
     length: int,
 ) -> Value:
     assert site.weight is not None
+    if site.weight.rows is not None:
+        raise lowering.unsupported(
+            node,
+            "standardises or normalises the few taps of every channel's own filter: their "
+            "statistics are random, however many channels there are",
+        )
     source = _channels_one_by_one(lowering, node, site, start, length)
     dims = lowering.program.axes[site.input][2:]
     return Depthwise(

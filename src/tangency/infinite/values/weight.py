@@ -141,11 +141,16 @@ class Weight(Value):
 
     # -- pairs ---------------------------------------------------------------------------------
 
+    @property
+    def by_moments(self) -> bool:
+        """Whether covariances are computed as moments rather than as norms and angles."""
+        return bool(self.source.windows)
+
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         if not self._shared_with(other):
             return None
         assert isinstance(other, Weight)
-        if self.source.windows or pairs.smooth:
+        if self.by_moments or pairs.smooth:
             return pairs.from_moments(self, other, layout)
         inputs = self._input_block(other, layout, pairs)
         if inputs is None:
@@ -205,7 +210,7 @@ class Weight(Value):
         if not self._shared_with(other):
             return None
         assert isinstance(other, Weight)
-        if not (self.source.windows or pairs.smooth):
+        if not (self.by_moments or pairs.smooth):
             return pairs.from_block(self, other, layout)
         for tie in layout.ties:
             if not self._stays_tied(tie, other):
