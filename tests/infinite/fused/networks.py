@@ -66,6 +66,19 @@ class Around(nn.Module):
         return F.relu(self.conv(F.pad(x, (1, 3, 0, 0), mode="circular")))
 
 
+class DownAndUp(nn.Module):
+    """A coarse branch on the way of a fine one, as in a U-Net."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
+        self.skip = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.skip(x) + self.up(F.relu(self.down(x))))
+
+
 class Mean(nn.Module):
     """The mean over all positions."""
 
@@ -208,6 +221,61 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
             *pooled(),
         ),
         (3, 5, 6),
+    ),
+    "transposed": (
+        lambda: convolutional(
+            nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, padding=1, output_padding=1),
+            nn.ReLU(),
+            conv(padding=1),
+            nn.GELU(),
+            *pooled(),
+        ),
+        (3, 3, 4),
+    ),
+    "transposed twice": (
+        lambda: convolutional(
+            nn.ConvTranspose2d(WIDTH, WIDTH, (2, 1), stride=(2, 1)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(WIDTH, WIDTH, (3, 4), stride=(2, 3), padding=(2, 1)),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 3, 3),
+    ),
+    "transposed between pools": (
+        lambda: convolutional(
+            nn.AvgPool2d(2),
+            nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=2, dilation=3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool2d(3),
+            conv(padding=1),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 6, 6),
+    ),
+    "transposed, after a pool that leaves a rest": (
+        lambda: convolutional(
+            nn.AvgPool2d(2),
+            nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=2),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 7, 5),
+    ),
+    "transposed and flattened": (
+        lambda: convolutional(
+            conv(stride=3, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=3, bias=False),
+            nn.ReLU(),
+            *head(WIDTH * 25),
+        ),
+        (3, 6, 5),
+    ),
+    "down and up": (
+        lambda: convolutional(DownAndUp(WIDTH), DownAndUp(WIDTH), *pooled()),
+        (3, 4, 6),
     ),
     "one dimension": (
         lambda: nn.Sequential(

@@ -163,6 +163,24 @@ def test_windows_wrap_around_the_whole_image_only() -> None:
     assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
 
 
+def test_pools_may_not_cut_what_a_transposed_filter_put_apart() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.ConvTranspose2d(4, 4, 2, stride=2),
+        nn.ReLU(),
+        nn.AvgPool2d(3),
+        nn.Conv2d(4, 4, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 1),
+    ).double()
+    with pytest.raises(NotFusable, match="cut those of a transposed"):
+        fused(model, images(2, (3, 4, 4)))
+    x = images(3, (3, 3, 3))
+    assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
+
+
 def test_derivatives_go_the_eager_way() -> None:
     model, shape = network("pooled")
     x = images(2, shape)

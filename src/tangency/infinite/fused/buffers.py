@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 
 from tangency.infinite.fused.graph import Kind, Node
-from tangency.infinite.fused.operations import c_type
+from tangency.infinite.fused.operations import c_type, times
 
 if TYPE_CHECKING:
     from tangency.infinite.fused.run import Run
@@ -30,7 +31,8 @@ class Buffers:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        reach = [n.window.taps * n.window.dilation + n.window.padding for n in run.windows]
+        windows = [node.window for node in run.windows]
+        reach = [w.taps * w.dilation + abs(w.padding) for w in windows]
         self.guard = -(-max(reach, default=0) // 16) * 16
         self._places: dict[Node, str] = {}
         self._counts = dict.fromkeys(_TYPES, 0)
@@ -67,7 +69,7 @@ class Buffers:
     def _row(self) -> int:
         return max(self._run.shape(self._run.level(n))[1] for n in self._run.schedule.kept)
 
-    def _right(self) -> list[tuple[int, str, int, int, int, int]]:
+    def _right(self) -> list[tuple[int, str, int, int, int, Fraction]]:
         """Index, type, channels, rows, columns and step of each quantity of the right side."""
         run, found = self._run, []
         for k, array in enumerate(run.schedule.arrays):
@@ -118,7 +120,7 @@ class Buffers:
             lines += [
                 "{",
                 f"const {kind} *x = (const {kind} *)right[{k}] + j * {size}L;",
-                f"const long by = dx * {step}L;",
+                f"const long by = {times('dx', step)};",
                 f"r{k} = by ? moved{k} : x;",
                 f"if (by) for (long y = 0; y < {channels * rows}; y++) {{",
                 f"memcpy(moved{k} + y * {columns}L, x + y * {columns}L + by,"

@@ -7,12 +7,17 @@ the strides between an axis and the result of the run. Offsets live on a torus: 
 offsets 0 .. m - 1 are all pairs of positions, each once, and pairs that a window's tap joins have
 the same offset unless the tap leaves one of the two images. Where `m * step` is the size of the
 axis, that holds for windows that wrap around its ends too.
+
+Where a transposed convolution puts inputs apart, the step of its input is a fraction, and only
+every other offset joins inputs. At the rest its slice holds numbers that no tap reads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +36,15 @@ class Extent:
 
     slot: int
     size: int
-    step: int
+    step: Fraction = Fraction(1)
+
+    def whole(self, modulus: int) -> int:
+        """Positions on the torus."""
+        return int(modulus * self.step)
+
+    def moved(self, offset: int) -> int:
+        """How far the right position is from the left one."""
+        return math.floor(offset * self.step)
 
 
 Level = tuple[Extent, ...]
@@ -55,7 +68,7 @@ class Geometry:
         self.rank = len(order)
         self._extents: dict[Axis, Extent] = {}
         for slot, axis in enumerate(order):
-            self._place(axis, Extent(slot, axis.size, 1))
+            self._place(axis, Extent(slot, axis.size))
         nodes = list(each(roots))
         self._follow(nodes)
         self._check(nodes)
@@ -80,7 +93,7 @@ class Geometry:
                 target = self._tracer.representative(window.target)
                 if target in self._extents:
                     there = self._extents[target]
-                    step = there.step * window.stride
+                    step = there.step * window.stride / window.insert
                     news |= self._place(window.source, Extent(there.slot, window.source.size, step))
 
     def _check(self, nodes: list[Node]) -> None:
@@ -91,14 +104,23 @@ class Geometry:
 
     def _least(self, slot: int) -> int:
         extents = [e for e in self._extents.values() if e.slot == slot]
-        return max(-(-e.size // e.step) for e in extents)
+        return self.rounded(slot, max(math.ceil(e.size / e.step) for e in extents))
 
-    def check_wraps(self, moduli: Sequence[int]) -> None:
-        """Refuse windows that wrap around an axis which is not the whole torus.
+    def rounded(self, slot: int, modulus: int) -> int:
+        """The next modulus with which the torus of every axis has a whole number of positions."""
+        extents = [e for e in self._extents.values() if e.slot == slot]
+        unit = math.lcm(*(e.step.denominator for e in extents))
+        return -(-modulus // unit) * unit
+
+    def check(self, moduli: Sequence[int]) -> None:
+        """Refuse moduli that do not suit all axes.
 
         Raises:
-            NotFusable: there is one.
+            NotFusable: an axis is no whole number of positions, or a window wraps around one which
+                is not the whole torus.
         """
+        if any(self.rounded(slot, modulus) != modulus for slot, modulus in enumerate(moduli)):
+            raise NotFusable("windows of a pooling that cut those of a transposed convolution")
         for window in self._windows:
             extents = self.windowed(window) if window.wraps else ()
             if any(moduli[e.slot] * e.step != e.size for e in extents):
@@ -127,14 +149,14 @@ class Geometry:
 
 def right(extent: Extent, modulus: int, offset: int) -> NDArray[np.int64]:
     """The right position of every left position 0 .. modulus * step - 1 at one offset."""
-    whole = modulus * extent.step
-    moved: NDArray[np.int64] = (np.arange(whole) + offset * extent.step) % whole
+    whole = extent.whole(modulus)
+    moved: NDArray[np.int64] = (np.arange(whole) + extent.moved(offset)) % whole
     return moved
 
 
 def inside(extent: Extent, modulus: int, offset: int) -> NDArray[np.bool_]:
     """Where both the left and the right position exist."""
-    left = np.arange(modulus * extent.step)
+    left = np.arange(extent.whole(modulus))
     both: NDArray[np.bool_] = (left < extent.size) & (right(extent, modulus, offset) < extent.size)
     return both
 
@@ -146,20 +168,24 @@ def reached(
 
     Of a window that wraps, those that need not do so on the left.
     """
-    left = np.arange(modulus * target.step)
+    left = np.arange(target.whole(modulus))
     there = right(target, modulus, offset)
+    size, apart = source.size * window.insert, window.insert
     fits = [
-        (read >= 0) & (read < source.size)
+        (read >= 0) & (read < size) & (read % apart == 0)
         for read in (reads(window, positions) for positions in (left, there))
     ]
-    if window.wraps:
-        return fits[0]
-    result: NDArray[np.bool_] = fits[0] & fits[1] & inside(target, modulus, offset)
+    result: NDArray[np.bool_] = fits[0]
+    if not window.wraps:
+        result = fits[0] & fits[1] & inside(target, modulus, offset)
     return result
 
 
 def reads(window: Window, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which position of the input each tap reads, `(taps, positions)`; it may lie outside."""
+    """Which position of the input each tap reads, `(taps, positions)`; it may lie outside.
+
+    Inputs that are put apart are `window.insert` positions from each other.
+    """
     shift = np.arange(window.taps)[:, None] * window.dilation - window.padding
     found: NDArray[np.int64] = positions * window.stride + shift
     return found

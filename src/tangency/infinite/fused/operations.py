@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 from tangency.infinite.fused.graph import Node, NotFusable
 
-__all__ = ["IDENTITIES", "POINTWISE", "c_type", "expression", "literal"]
+__all__ = ["IDENTITIES", "POINTWISE", "c_type", "expression", "literal", "times"]
 
 _TYPES = {torch.float64: "double", torch.float32: "float", torch.bool: "int"}
 
@@ -36,6 +37,12 @@ def literal(number: float, dtype: torch.dtype) -> str:
     text = repr(float(number))
     text = text if dtype == torch.float64 else text + "f"
     return f"({text})" if number < 0 else text
+
+
+def times(name: str, factor: Fraction) -> str:
+    """The C expression of a variable that is not negative times a factor, rounded down."""
+    whole = f"{name} * {factor.numerator}L"
+    return whole if factor.denominator == 1 else f"{whole} / {factor.denominator}L"
 
 
 def _scaled(alpha: Any, operand: str) -> str:

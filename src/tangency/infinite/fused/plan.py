@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,7 +118,8 @@ class _Draft:
             for k, target in enumerate(pooling.targets):
                 extent = self.geometry.extent(target)
                 fine = below.least()[below.geometry.extent(pooling.axes[k]).slot]
-                needed = -(-fine // (pooling.widths[k] * extent.step))
+                needed = math.ceil(fine / (pooling.widths[k] * extent.step))
+                needed = self.geometry.rounded(extent.slot, needed)
                 moduli[extent.slot] = max(moduli[extent.slot], needed)
         return tuple(moduli)
 
@@ -179,10 +181,10 @@ def _finish(
         for k, target in enumerate(pooling.targets):
             extent = draft.geometry.extent(target)
             steps[order[k]] = pooling.widths[k]
-            sizes[order[k]] = pooling.widths[k] * extent.step * moduli[extent.slot]
+            sizes[order[k]] = pooling.widths[k] * extent.whole(moduli[extent.slot])
         _finish(below, tuple(sizes), tuple(steps), runs, pools)
         places.update({pool: runs[-1].first + k for k, pool in enumerate(below.pools)})
-    draft.geometry.check_wraps(moduli)
+    draft.geometry.check(moduli)
     planned = schedule(draft.roots, draft.geometry)
     blocks = tuple(places[leaf.detail] for leaf in planned.dense)
     first = sum(len(run.roots) for run in runs)

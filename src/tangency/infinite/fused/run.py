@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tangency.infinite.fused.geometry import Geometry, Level
 from tangency.infinite.fused.graph import Node
@@ -37,12 +38,12 @@ class Run:
 
     def shape(self, level: Level) -> tuple[int, int]:
         """Rows and columns of a slice's matrix at a level."""
-        sizes = (1, *(m * e.step for m, e in zip(self.moduli, level, strict=True)))
+        sizes = (1, *(e.whole(m) for m, e in zip(self.moduli, level, strict=True)))
         return sizes[-2], sizes[-1]
 
-    def steps(self, level: Level) -> tuple[int, int]:
+    def steps(self, level: Level) -> tuple[Fraction, Fraction]:
         """By how many rows and columns one more offset moves the right position."""
-        steps = (0, *(e.step for e in level))
+        steps = (Fraction(0), *(e.step for e in level))
         return steps[-2], steps[-1]
 
     def level(self, node: Node) -> Level:

@@ -17,7 +17,7 @@ from tangency.infinite.fused.functions import Call, Functions, Piece
 from tangency.infinite.fused.geometry import Level, reads
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
-from tangency.infinite.fused.operations import c_type
+from tangency.infinite.fused.operations import c_type, times
 from tangency.infinite.fused.run import Run
 from tangency.infinite.fused.schedule import Gather, Loop, Slide
 from tangency.infinite.values.window import Window
@@ -93,10 +93,10 @@ class _Writer:
         point at right quantities.
         """
         rows, columns = self.run.shape(level)
-        size, step = rows * columns, self.run.steps(level)[0] * columns
+        size, step = rows * columns, self.run.steps(level)[0]
         if step == 0:
             return [self._part(piece, shifted, "0", f"{size}L", "0")]
-        moved = f"dy * {step}L"
+        moved = f"{times('dy', step)} * {columns}L"
         return [
             self._part(piece, shifted, "0", f"{size}L - {moved}", moved),
             self._part(piece, shifted, f"{size}L - {moved}", f"{size}L", f"{moved} - {size}L"),
@@ -174,16 +174,11 @@ class _Writer:
         rows, columns = self.run.shape(self.run.level(node))
         _, width = self.run.shape(self.run.level(node.inputs[0]))
         table = index if node.dtype == torch.float64 else index + 1
-        terms = []
-        for t in range(window.taps):
-            at = f"c * {window.stride} + {t * window.dilation - window.padding}"
-            terms.append(f"p0[{t * columns} + c] * x[{at}]")
         text = [
             f"for (long y = 0; y < {rows}; y++) {{",
             f"const {kind} *restrict x = p1 + y * {width}L;",
             f"{kind} *restrict z = p2 + y * {columns}L;",
-            "#pragma GCC ivdep",
-            f"for (long c = 0; c < {columns}; c++) z[c] = {' + '.join(terms)};",
+            *_sums_of_taps(window, columns),
             *_ends(window, columns, width),
             "}",
         ]
@@ -277,6 +272,25 @@ class _Writer:
             )
             lines.append(self.functions.add(Piece(kinds, "\n".join(text), arguments)))
         return lines
+
+
+def _sums_of_taps(window: Window, columns: int) -> list[str]:
+    """Loops over a row; where inputs are put apart, each reads the taps that meet one."""
+    apart, lines = window.insert, []
+    for phase in range(apart):
+        terms = []
+        for t in range(window.taps):
+            steps, rest = divmod(phase + t * window.dilation - window.padding, apart)
+            if rest == 0:
+                place = f"c * {apart} + {phase}"
+                terms.append(f"p0[{t * columns} + {place}] * x[c * {window.stride} + {steps}]")
+        count = -(-(columns - phase) // apart)
+        lines += [
+            "#pragma GCC ivdep",
+            f"for (long c = 0; c < {count}; c++) z[c * {apart} + {phase}] ="
+            f" {' + '.join(terms) or '0'};",
+        ]
+    return lines
 
 
 def _ends(window: Window, columns: int, width: int) -> list[str]:

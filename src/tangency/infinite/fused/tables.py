@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +18,7 @@ from tangency.program.axes import Axis
 
 __all__ = ["Sweep", "sweeps"]
 
-_ONE = Extent(0, 1, 1)
+_ONE = Extent(0, 1)
 """Stands for the rows of a run that has columns only."""
 
 _ANY = Axis("position", 1)
@@ -66,7 +67,7 @@ def sweeps(chain: Chain, last: int, *, everywhere: bool, symmetric: bool) -> lis
             found[k] = _sweep(run, down, across, times, _weights(chain, run), [])
             continue
         else:
-            above, steps = Sweep([0], [0], []), (1, 1)
+            above, steps = Sweep([0], [0], []), (Fraction(1), Fraction(1))
             if not run.widths:
                 found[k] = _sweep(run, [0], [0], np.ones(1), _weights(chain, run), [])
                 continue
@@ -86,7 +87,7 @@ def _weights(chain: Chain, run: Run) -> tuple[NDArray[np.float64], NDArray[np.fl
     weights = chain.weights
     found = [np.ones(1)]
     for k, (modulus, extent) in enumerate(zip(run.moduli, run.result, strict=True)):
-        padded = np.zeros(modulus * extent.step)
+        padded = np.zeros(extent.whole(modulus))
         padded[: extent.size] = 1.0 if weights is None else weights[k]
         found.append(padded)
     return found[-2], found[-1]
@@ -103,7 +104,9 @@ def _counted(
     return kept, np.array([1.0 if d == opposite[d] else 2.0 for d in kept])
 
 
-def _pooled_sweep(run: Run, above: Sweep, steps: tuple[int, int], *, symmetric: bool) -> Sweep:
+def _pooled_sweep(
+    run: Run, above: Sweep, steps: tuple[Fraction, Fraction], *, symmetric: bool
+) -> Sweep:
     """The offsets that windows at the offsets of `above` are made of."""
     high, wide = run.windowed
     row_modulus, column_modulus = (1, *run.moduli)[-2:]
@@ -124,17 +127,23 @@ def _pooled_sweep(run: Run, above: Sweep, steps: tuple[int, int], *, symmetric: 
     return _sweep(run, down, across, times, (kept[0], kept[1]), lookups)
 
 
-def _fine(coarse: Sequence[int], step: int, modulus: int, width: int) -> list[int]:
+def _fine(coarse: Sequence[int], step: Fraction, modulus: int, width: int) -> list[int]:
     """Offsets between positions in windows that are `coarse * step` apart."""
-    starts = {offset * step % modulus * width for offset in coarse}
+    starts = {place * width for place in _places(coarse, step, modulus)}
     return sorted({(d + r) % (modulus * width) for d in starts for r in range(1 - width, width)})
 
 
+def _places(coarse: Sequence[int], step: Fraction, modulus: int) -> dict[int, int]:
+    """The indices of coarse offsets by their places, for those that join positions."""
+    moved = {k: offset * step for k, offset in enumerate(coarse)}
+    return {int(by) % modulus: k for k, by in moved.items() if by.denominator == 1}
+
+
 def _joined(
-    fine: Sequence[int], coarse: Sequence[int], step: int, modulus: int, width: int
+    fine: Sequence[int], coarse: Sequence[int], step: Fraction, modulus: int, width: int
 ) -> NDArray[np.int32]:
     """For each offset and each phase of the left position, the index of the coarse offset."""
-    index = {offset * step % modulus: k for k, offset in enumerate(coarse)}
+    index = _places(coarse, step, modulus)
     targets = [(np.arange(width) + d) // width % modulus for d in fine]
     found = [[index.get(int(target), -1) for target in row] for row in targets]
     return np.array(found, dtype=np.int32)
@@ -167,7 +176,7 @@ def _weighted(
     extent: Extent, modulus: int, offset: int, weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Products of the weights of the left and the right position where both exist."""
-    moved = np.roll(weights, -offset * extent.step)
+    moved = np.roll(weights, -extent.moved(offset))
     product: NDArray[np.float64] = weights * moved * inside(extent, modulus, offset)
     return product
 
@@ -202,6 +211,6 @@ def _taps(
         taps = np.stack([reached(window, source, target, modulus, d) for d in across])
         return taps.astype(np.float64), taps.astype(np.float32)
     taps = np.stack([reached(window, source, target, modulus, d).T for d in down])
-    rows = reads(window, np.arange(modulus * target.step)).T
+    rows = reads(window, np.arange(target.whole(modulus))).T // window.insert
     chosen = np.where(taps, rows, rows % source.size if window.wraps else -1).astype(np.int32)
     return np.ascontiguousarray(chosen), np.zeros(1)

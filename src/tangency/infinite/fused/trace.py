@@ -265,8 +265,6 @@ def multiple(node: Node, factor: float, *, always: bool = False) -> Node:
 def _windowed(values: Traced, dim: int, window: Window) -> Traced:
     """The sum over a window's taps as one node."""
     values.tracer.expect_windows()
-    if window.insert != 1:
-        raise NotFusable("a transposed convolution with a stride")
     result = single_sum(values.value, dim, window)
     found, tracer = values.labels[dim], values.tracer
     if window.source.size == 1:
