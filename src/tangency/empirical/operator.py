@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor
 
 from tangency import examples, tiles
-from tangency.empirical.function import undisturbed
+from tangency.empirical.function import undisturbed, user_module
 from tangency.empirical.products import JacobianProducts
 from tangency.errors import InvalidInput, MissingDependency
 from tangency.examples import Examples
@@ -98,10 +98,11 @@ class KernelOperator:
         return transposed
 
     def __repr__(self) -> str:
+        name = type(user_module(self._products.model)).__name__
         rows, columns = self.shape
         outputs = f"mean over {len(self._outputs)} outputs, " if self._mean else ""
         return (
-            f"KernelOperator({type(self._products.model).__name__}, {rows} x {columns}, {outputs}"
+            f"KernelOperator({name}, {rows} x {columns}, {outputs}"
             f"{str(self.dtype).removeprefix('torch.')}, J v by {self._products.path})"
         )
 
