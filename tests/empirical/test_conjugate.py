@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from empirical.cases import Lambda, encoder, linear, real
+from empirical.cases import Lambda, case_of, encoder, linear, real
 from tangency import InfiniteKernel, Init
 from tangency.empirical import EmpiricalKernel
 from tangency.errors import InvalidInput
@@ -145,6 +145,16 @@ def test_refusals() -> None:
     bare = Lambda(lambda m, x: x @ m.w, w=nn.Parameter(torch.randn(4, 2)))
     with pytest.raises(InvalidInput, match="no linear or convolutional layer"):
         EmpiricalKernel(bare).conjugate(x)
+    branching = Lambda(
+        lambda m, x: m.a(x) if float(x[0, 0]) > 0 else m.b(m.a(x)), a=linear(4, 2), b=linear(2, 2)
+    )
+    with pytest.raises(InvalidInput, match=r"differs from example to example \(sizes \[2, 4\]\)"):
+        EmpiricalKernel(branching).conjugate(x * torch.tensor([[1.0], [-1], [1]]) * x[:, :1].sign())
+    with pytest.raises(InvalidInput, match="differs from example to example"):
+        EmpiricalKernel(branching).conjugate(x.abs(), -x.abs())
+    looked_up = case_of("embedding").model()
+    with pytest.raises(InvalidInput, match=r"given torch\.int64"):
+        EmpiricalKernel(looked_up).conjugate(case_of("embedding").data(3), layer="e")
     unused = Lambda(lambda m, x: x @ m.a.weight.T, a=linear(4, 2))
     with pytest.raises(InvalidInput, match="called"):
         EmpiricalKernel(unused).conjugate(x)

@@ -1,4 +1,4 @@
-"""`EmpiricalKernel` as a good guest: the module untouched, tiles, dtypes, and refusals."""
+"""`EmpiricalKernel`: random state, tiles, dtypes, and refusals."""
 
 from __future__ import annotations
 
@@ -27,78 +27,6 @@ from tangency.kernel_pair import KernelPair
 
 def close(value: Tensor, expected: Tensor, rtol: float = 1e-10) -> bool:
     return float((value - expected).abs().max()) <= rtol * float(expected.abs().max())
-
-
-class Counting(nn.Module):
-    """Changes a buffer in place, and replaces another, with every call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 2)
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("last", torch.zeros(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        y = self.layer(x)
-        self.last = y.detach().sum(0)
-        return y.tanh()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        mlp,
-        Counting,
-        case_of("batch norm, evaluating").model,
-        case_of("spectral norm").model,
-        case_of("frozen layers").model,
-    ],
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_module_is_untouched(make: Callable[[], nn.Module], training: bool) -> None:
-    torch.manual_seed(1)
-    model = make().double().train(training)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.eval()
-    x = real(4)(3)
-    for p in model.parameters():
-        if p.requires_grad:
-            p.grad = torch.full_like(p, 0.5)
-    model.register_forward_hook(lambda module, args, output: output)
-    before = copy.deepcopy(model.state_dict())
-    tensors = {name: id(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
-    modes = [module.training for module in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
-    hooks = [
-        [list(getattr(module, name)) for name in vars(module) if name.endswith("_hooks")]
-        for module in model.modules()
-    ]
-    state, threads, default = (
-        torch.get_rng_state(),
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-    )
-    empirical = EmpiricalKernel(model)
-    empirical.pair(x, real(4)(2))
-    empirical.diagonal(x)
-    assert torch.equal(state, torch.get_rng_state())
-    assert (threads, default) == (torch.get_num_threads(), torch.is_grad_enabled())
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    named = (*model.named_parameters(), *model.named_buffers())
-    assert tensors == {name: id(t) for name, t in named}
-    assert modes == [module.training for module in model.modules()]
-    assert flags == [p.requires_grad for p in model.parameters()]
-    assert hooks == [
-        [list(getattr(module, name)) for name in vars(module) if name.endswith("_hooks")]
-        for module in model.modules()
-    ]
-    for p in model.parameters():
-        assert (p.grad is None) != p.requires_grad
-        assert p.grad is None or bool((p.grad == 0.5).all())
 
 
 def test_random_state_survives_a_random_module() -> None:

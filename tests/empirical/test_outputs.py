@@ -245,6 +245,15 @@ def test_how_output_is_read() -> None:
     assert chosen((itemgetter(0), loss)).loss is loss
 
 
+def test_repr_names_functions() -> None:
+    def last(out: Tensor) -> Tensor:
+        return out[:, -1]
+
+    kernel = EmpiricalKernel(nn.Linear(4, 2), output=(last, F.cross_entropy))
+    assert repr(kernel).startswith("EmpiricalKernel(Linear, output=(last, cross_entropy), ")
+    assert "output='full', " in repr(EmpiricalKernel(nn.Linear(4, 2), output="full"))
+
+
 @pytest.mark.parametrize(
     "output",
     [
@@ -295,5 +304,5 @@ def test_what_is_returned_is_listed() -> None:
     with pytest.raises(InvalidInput, match="one row per example"):
         EmpiricalKernel(model, output=lambda out: out.logits.mean()).ntk(x)
     coupled = Lambda(lambda m, x: (m.a(x - x.mean(0)),), a=linear(4, 2))
-    with pytest.raises(InvalidInput, match="couples the examples"):
+    with pytest.raises(InvalidInput, match="Lambda couples the examples"):
         EmpiricalKernel(coupled, output=itemgetter(0)).ntk(torch.randn(3, 4))

@@ -206,13 +206,15 @@ class StochasticDepth(nn.Module):
 
 
 class Counting(nn.Module):
+    """By a list, which it changes in place."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.calls: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x / self.calls
+        self.calls.append(0)
+        return x / len(self.calls)
 
 
 class Block(nn.Module):
@@ -274,6 +276,21 @@ def test_random_numbers_without_effect_are_accepted() -> None:
     drawing = Lambda(lambda m, x: (torch.rand(()), m.inner(x))[1], inner=model)
     x = real(4)(4)
     assert torch.equal(EmpiricalKernel(drawing).ntk(x), EmpiricalKernel(model).ntk(x))
+
+
+def test_what_forward_assigns_does_not_last() -> None:
+    """A module that counts its calls has the kernel of the call that would come next."""
+
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        m.calls = m.calls + 1
+        return m.a(x) / m.calls
+
+    model, x = Lambda(forward, a=linear(4, 2), calls=1).double(), real(4)(5)
+    first = EmpiricalKernel(model)
+    assert torch.equal(first.ntk(x), first.ntk(x))
+    assert torch.allclose(4 * first.ntk(x), EmpiricalKernel(model.a).ntk(x), rtol=1e-12, atol=0)
+    assert model.calls == 1
+    assert first.verify(x).ok
 
 
 def test_coupled_examples_are_refused() -> None:

@@ -37,6 +37,7 @@ def conjugate_kernel(
     layers = _layers(model, layer)
     first = _hidden(model, layers, x1, together)
     second = first if x2 is None else _hidden(model, layers, x2, together)
+    _joined([first[:1], second[:1]])
     dtype = torch.promote_types(first.dtype, torch.float32)
     kernel = first.to(dtype) @ second.to(dtype).mT / first.shape[1]
     if x2 is None:
@@ -67,7 +68,7 @@ def _hidden(model: nn.Module, layers: list[nn.Module], x: Examples, together: bo
     separable = together and _separable(model, layers, examples.take(x, slice(0, 3)))
     size = _BATCH if separable else 1
     batches = [examples.take(x, slice(i, i + size)) for i in range(0, n, size)]
-    return torch.cat([_last_input(model, layers, batch) for batch in batches])
+    return _joined([_last_input(model, layers, batch) for batch in batches])
 
 
 def _separable(model: nn.Module, layers: list[nn.Module], x: Examples) -> bool:
@@ -77,7 +78,17 @@ def _separable(model: nn.Module, layers: list[nn.Module], x: Examples) -> bool:
         _last_input(model, layers, examples.take(x, slice(i, i + 1)))
         for i in range(examples.count(x))
     ]
-    return agree(together, torch.cat(alone))
+    return agree(together, _joined(alone))
+
+
+def _joined(inputs: list[Tensor]) -> Tensor:
+    sizes = {value.shape[1] for value in inputs}
+    if len(sizes) > 1:
+        raise InvalidInput(
+            "the last layer that is called, or the size of its input, differs from example to "
+            f"example (sizes {sorted(sizes)}): choose a layer by its name, layer=."
+        )
+    return torch.cat(inputs)
 
 
 def _last_input(model: nn.Module, layers: list[nn.Module], x: Examples) -> Tensor:
@@ -95,7 +106,13 @@ def _last_input(model: nn.Module, layers: list[nn.Module], x: Examples) -> Tenso
             "no linear or convolutional layer is called as a module, or not the one that was asked "
             "for: choose one that is, by its name, layer=."
         )
-    return seen[-1].reshape(n, -1)
+    hidden = seen[-1]
+    if not hidden.is_floating_point():
+        raise InvalidInput(
+            f"the layer is given {hidden.dtype} and no hidden values: choose one further up, by "
+            "its name, layer=."
+        )
+    return hidden.reshape(n, -1)
 
 
 def _keep(seen: list[Tensor]) -> Callable[..., None]:

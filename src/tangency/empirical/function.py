@@ -21,6 +21,7 @@ from tangency.examples import Examples
 from tangency.program.outputs import listed
 
 __all__ = [
+    "attributes_kept",
     "call",
     "detached",
     "dictionaries",
@@ -79,10 +80,31 @@ def outputs(
 
 
 def call(model: nn.Module, x: Examples, parameters: Mapping[str, Tensor] | None = None) -> object:
-    """Whatever `model` returns on the batch `x`; its buffers stay as they are."""
+    """Whatever `model` returns on the batch `x`; its buffers and attributes stay as they are."""
     state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     state.update(parameters or {})
-    return _returned(model, state, x)
+    with attributes_kept(model):
+        return _returned(model, state, x)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what the modules hold under their names: counters, caches, computed weights.
+
+    A value that a pass under `torch.func` or `torch.export` leaves there is of no use afterwards.
+    """
+    kept = []
+    for module in model.modules():
+        held = vars(module)
+        registered = (held.get(key) for key in ("_parameters", "_buffers", "_modules"))
+        kept += [(d, dict(d)) for d in (held, *registered) if isinstance(d, dict)]
+    try:
+        yield
+    finally:
+        for held, before in kept:
+            if held.keys() != before.keys() or any(held[k] is not v for k, v in before.items()):
+                held.clear()
+                held.update(before)
 
 
 def user_module(model: nn.Module) -> nn.Module:

@@ -20,7 +20,17 @@ from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.program.outputs import listed
 
-__all__ = ["Choice", "Loss", "Output", "Select", "Selected", "Tail", "WeightedSum", "chosen"]
+__all__ = [
+    "Choice",
+    "Loss",
+    "Output",
+    "Select",
+    "Selected",
+    "Tail",
+    "WeightedSum",
+    "chosen",
+    "described",
+]
 
 Select: TypeAlias = Callable[[Any], Tensor]
 """What the module returns -> the tensor (n, *rest) whose kernel it is."""
@@ -72,10 +82,19 @@ def chosen(output: Any) -> Choice:
     raise _refused(output)
 
 
+def described(output: Any) -> str:
+    """`output` as it was probably written; functions by their names."""
+    if isinstance(output, tuple):
+        return f"({', '.join(map(described, output))})"
+    if callable(output) and not isinstance(output, nn.Module):
+        return str(getattr(output, "__name__", output))
+    return repr(output)
+
+
 def _refused(output: object) -> InvalidInput:
     return InvalidInput(
-        f"output={output!r}: choose 'full', 'trace', 'diagonal' or the index of an output; a "
-        "function of what the module returns (lambda out: out.logits[:, -1]); a loss, a function "
+        f"output={described(output)}: choose 'full', 'trace', 'diagonal', the index of an output; "
+        "a function of what the module returns (lambda out: out.logits[:, -1]); a loss, a function "
         "of outputs and targets (F.cross_entropy); or a pair of the second and one of the others "
         "(lambda out: out.logits, 'full')."
     )

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tangency import examples
+from tangency.empirical.function import attributes_kept
 from tangency.errors import TangencyError
 from tangency.examples import Examples
 from tangency.program.trace import Trace, trace
@@ -22,18 +23,23 @@ class Recording:
         self._model = model
         self._key: object = None
         self._trace: Trace | None = None
+        self.reason = ""
+        """Why the module cannot be recorded, if it cannot."""
 
     def get(self, x: Examples) -> Trace | None:
         """The graph for batches like `x`; None where `torch.export` cannot record the module."""
-        if (_fingerprint(self._model), _kind(x)) != self._key:
+        key = (_fingerprint(self._model), _kind(x))
+        if key != self._key:
             self.forget()
             try:
-                self._trace = trace(self._model, x)
-            except TangencyError:
+                # torch.export replaces lists that modules like nn.LSTM hold.
+                with attributes_kept(self._model):
+                    self._trace = trace(self._model, x)
+            except TangencyError as error:
                 # The module has been seen to run on `x`: torch.func computes its kernel as well.
                 self._trace = None
-            # After recording: torch.export replaces lists that modules like nn.LSTM hold.
-            self._key = (_fingerprint(self._model), _kind(x))
+                self.reason = str(error).splitlines()[0]
+            self._key = key
         return self._trace
 
     def forget(self) -> None:
