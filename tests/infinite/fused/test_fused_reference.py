@@ -22,6 +22,7 @@ NAMES = [
     "fc_preact_residual",
     "conv_same_flatten",
     "conv_same_gap",
+    "conv_stride2_circular_avgpool_flatten",
     "conv_preact_resnet_gap",
 ]
 
