@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from architecture import Architecture
 from frames import WIDTH, Apply, image_frame
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 __all__ = ["CONVOLUTIONS", "GATES_AND_RESIDUALS", "NORMALISATIONS", "POOLINGS", "POSITIONS"]
 
@@ -46,6 +47,23 @@ class LocallyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         windows = F.unfold(x, 3, padding=1)
         return torch.einsum("nfl,lcf->ncl", windows, self.weight)
+
+
+class StandardisedConv(nn.Conv2d):
+    """Weight standardisation (Qiao et al. 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        weight = (self.weight - mean) / (variance + 1e-6).sqrt() / self.weight[0].numel() ** 0.5
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation (Woo et al. 2023)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        return x + x * size / (size.mean(1, keepdim=True) + 1e-6)
 
 
 CONVOLUTIONS = [
@@ -127,6 +145,10 @@ NORMALISATIONS = [
     _row("GroupNorm after a convolution", _after_convolution(lambda: nn.GroupNorm(4, WIDTH))),
     _row("GroupNorm after ReLU", lambda: nn.GroupNorm(4, WIDTH)),
     _row("InstanceNorm2d", _after_convolution(lambda: nn.InstanceNorm2d(WIDTH))),
+    _row("GroupNorm, one channel in each group", lambda: nn.GroupNorm(WIDTH, WIDTH)),
+    _row("Global response norm", ResponseNorm),
+    _row("Conv2d, standardised weight", lambda: StandardisedConv(WIDTH, WIDTH, 3)),
+    _row("Conv2d, weight_norm", lambda: weight_norm(nn.Conv2d(WIDTH, WIDTH, 3))),
     _row("LayerNorm over width and positions", lambda: nn.LayerNorm((WIDTH, 8, 8))),
 ]
 

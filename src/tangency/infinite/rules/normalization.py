@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -95,9 +96,13 @@ def affine_part(
     return Sum(positions, terms)
 
 
-def scaled(lowering: Lowering, value: Value, entries: Entries) -> Scaled:
+def scaled(lowering: Lowering, value: Value, entries: Entries) -> Value:
     """A value times a vector of parameters along the width, perhaps one per position."""
-    return Scaled(value, _scale(lowering, entries, entries.values(_present(lowering, entries))))
+    plain = replace(entries, factor=1.0)
+    product = Scaled(value, _scale(lowering, plain, plain.values(_present(lowering, plain))))
+    if entries.factor == 1.0:
+        return product
+    return Sum(product.positions, [Term(product, entries.factor)])
 
 
 def _present(lowering: Lowering, entries: Entries) -> Tensor:
