@@ -137,7 +137,7 @@ class Runner:
             count = -(-pieces * len(indices) // len(pairs))
             jobs += [pool.submit(part, some) for some in np.array_split(indices, count)]
         with tiles.progress("kernel", len(jobs)) as advance:
-            finish(jobs, advance)
+            _finish(jobs, advance)
 
     def _part(
         self, pairs: Pairs, inputs: list[Inputs], swept: list[Sweep], total: Sums
@@ -228,7 +228,7 @@ class Runner:
         return sizes
 
 
-def finish(jobs: Sequence[Future[None]], advance: Callable[[], None]) -> None:
+def _finish(jobs: Sequence[Future[None]], advance: Callable[[], None]) -> None:
     """Wait for jobs one after the other; an interruption does not wait for those not begun."""
     try:
         for job in jobs:
