@@ -7,7 +7,7 @@ cut the width into strands. Each operation's rule (`tangency.infinite.rules`) lo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from tangency.errors import UnsupportedOperation
 from tangency.infinite.layout import Positions
 from tangency.infinite.side import Side
 from tangency.infinite.values.concrete import Concrete
+from tangency.infinite.values.consistency import Family, Pieces
 from tangency.infinite.values.sources import Scale
 from tangency.infinite.values.sum import Coefficient
 from tangency.infinite.values.value import Value, to_positions
@@ -88,6 +89,7 @@ class Lowering:
         self._prepared = False
         self._values: dict[tuple[fx.Node, int, int], Value] = {}
         self._cuts: dict[fx.Node, frozenset[int]] = {}
+        self._families: dict[Hashable, Family] = {}
 
     def width(self, node: fx.Node) -> int:
         """Size of the node's width (1 if it has none)."""
@@ -119,7 +121,9 @@ class Lowering:
         if key not in self._values:
             self._values[key] = value = self._lower(node, start, length)
             # Known from now on, so that no deep recursion has to find them.
-            _ = value.gaussian, value.centred, value.origins, value.sampled
+            _ = value.gaussian, value.centred, value.origins, value.leaves
+            if value.sampled and not self.sampled:
+                self.need_samples(node, "puts together values whose covariance has no closed form")
         return self._values[key]
 
     def _lower(self, node: fx.Node, start: int, length: int) -> Value:
@@ -153,6 +157,12 @@ class Lowering:
             ((stop - start) / size, self.strand(node, begin + start, stop - start))
             for start, stop in itertools.pairwise(edges)
         )
+
+    def shared(self, weight: Hashable, pieces: Pieces) -> Pieces:
+        """Pieces of what a weight multiplies, in one way at all its uses: exact, or by samples."""
+        if not self.sample:
+            return pieces
+        return self._families.setdefault(weight, Family()).joined(pieces)
 
     def cuts(self, node: fx.Node) -> frozenset[int]:
         """Interior places of the width where the node changes its nature."""

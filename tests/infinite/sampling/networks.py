@@ -125,6 +125,22 @@ class MultipliedBeside(nn.Module):
         return self.last(F.relu(filtered + 2 * twice - 1.5).mean((2, 3)))
 
 
+class FilteredResidual(nn.Module):
+    """u + a depthwise convolution of u, where u is a function of two Gaussians."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.first = nn.Conv2d(2, width, 1)
+        self.second = nn.Conv2d(width, width, 1)
+        self.filter = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.last = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x))
+        hidden = F.relu(hidden + self.second(hidden))
+        return self.last((hidden + self.filter(hidden)).mean((2, 3)))
+
+
 class Recurrent(nn.Module):
     def __init__(self, width: int, out: int, cell: type[nn.RNNBase]):
         super().__init__()
@@ -282,6 +298,7 @@ EXACT: dict[str, Case] = {
     "residual block, relu": Case(lambda w, o: ResidualBlock(w, o, F.relu), (5,), exact=True),
     "residual block, gelu": Case(lambda w, o: ResidualBlock(w, o, F.gelu), (5,), exact=True),
     "depthwise": Case(lambda w, o: Depthwise(w, o, activated=False), (2, 3, 3), exact=True),
+    "filtered residual": Case(FilteredResidual, (2, 3, 3), exact=True),
     "multiplied": Case(lambda w, o: Multiplied(w, o, activated=False), (2, 3, 3), exact=True),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import groupby, pairwise
 
 import torch
@@ -77,12 +78,12 @@ def weight_input(lowering: Lowering, node: fx.Node, source: fx.Node) -> WeightIn
     if lowering.program.nature[source] == "parameter":
         return _token_source(lowering, source, atoms)
     if not lowering.random(source):
-        return _concrete_source(lowering, source, atoms)
+        return _concrete_source(lowering, node, source, atoms)
     _refuse_mixing(lowering, node, source)
     contracted = tuple(axis for axis in atoms if axis.kind == "position")
     whole = lowering.pieces(source, frozenset())
     return WeightInput(
-        pieces=lambda cuts: lowering.pieces(source, cuts),
+        pieces=lowering.shared(_key(lowering, node, atoms), partial(lowering.pieces, source)),
         cuts=lowering.cuts(source),
         contracted=contracted,
         signature=signature(atoms),
@@ -120,10 +121,19 @@ def _kind(axis: Axis) -> str:
     return axis.kind
 
 
-def _concrete_source(lowering: Lowering, source: fx.Node, features: Positions) -> WeightInput:
+def _key(lowering: Lowering, node: fx.Node, contracted: Positions) -> tuple[str, int]:
+    """Equal for uses of one weight."""
+    weight = lowering.program.sites[node].weight
+    assert weight is not None
+    return weight.name, size_of(contracted)
+
+
+def _concrete_source(
+    lowering: Lowering, node: fx.Node, source: fx.Node, features: Positions
+) -> WeightInput:
     value = lowering.data(source, features, 0, size_of(features))
     return WeightInput(
-        pieces=lambda cuts: ((1.0, value),),
+        pieces=lowering.shared(_key(lowering, node, features), lambda cuts: ((1.0, value),)),
         cuts=frozenset(),
         contracted=(),
         signature=("data", *(axis.size for axis in features)),

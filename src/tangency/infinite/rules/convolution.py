@@ -63,12 +63,12 @@ def _weight(
     length: int,
 ) -> Value:
     assert site.weight is not None
-    if lowering.random(site.input):
-        _warn_of_few_channels(lowering.width(site.input) // geometry.groups, geometry.groups)
     if site.weight.rows is not None and geometry.transposed:
         raise lowering.unsupported(
             node, "is a transposed convolution with a standardised or normalised weight"
         )
+    if lowering.random(site.input):
+        _warn_of_few_channels(lowering.width(site.input) // geometry.groups, geometry.groups)
     stretch = _channels(lowering, node, site, geometry, start, length)
     product = WeightProduct(
         node,
@@ -190,8 +190,9 @@ def _source(
         whole = lowering.pieces(site.input, cuts, begin, size)
         return tuple((fraction, arranged(value)) for fraction, value in whole)
 
+    assert site.weight is not None
     return WeightInput(
-        pieces=pieces,
+        pieces=lowering.shared((site.weight.name, begin, size), pieces),
         cuts=frozenset(c - begin for c in lowering.cuts(site.input) if begin < c < begin + size),
         contracted=tuple(a for a in channels if a.kind == "position"),
         signature=signature(channels) if size == lowering.width(site.input) else ("part", size),

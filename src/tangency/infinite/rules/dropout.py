@@ -9,8 +9,8 @@ from torch import fx
 
 from tangency.infinite.layout import Positions
 from tangency.infinite.lowering import Lowering, rule
+from tangency.infinite.values.consistency import summed
 from tangency.infinite.values.dropped import Dropped
-from tangency.infinite.values.sampled import summed
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Term
 from tangency.infinite.values.value import Value

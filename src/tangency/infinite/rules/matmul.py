@@ -11,7 +11,7 @@ from tangency.infinite.rules import aggregation, attention
 from tangency.infinite.rules.affine import affine
 from tangency.infinite.rules.pointwise import operand_terms
 from tangency.infinite.rules.unshared import unshared
-from tangency.infinite.values.sampled import summed
+from tangency.infinite.values.consistency import summed
 from tangency.infinite.values.sum import Term
 from tangency.infinite.values.value import Value
 

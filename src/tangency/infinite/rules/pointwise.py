@@ -23,9 +23,9 @@ from tangency.infinite.rules.sampled import coordinatewise
 from tangency.infinite.side import Side
 from tangency.infinite.values.composite import Composite, Function
 from tangency.infinite.values.composite_of_two import CompositeOfTwo
+from tangency.infinite.values.consistency import summed
 from tangency.infinite.values.expression import base_of, bases_of, evaluate, is_fixed, key_of
 from tangency.infinite.values.product import Product, independent_factors
-from tangency.infinite.values.sampled import summed
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum, Term
 from tangency.infinite.values.value import Value

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.pointwise import composite, operand_terms
-from tangency.infinite.values.sampled import summed
+from tangency.infinite.values.consistency import summed
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Coefficient, Term
 from tangency.infinite.values.value import Value

@@ -10,6 +10,7 @@ from torch import fx
 
 from tangency.infinite.lowering import RULES, Lowering, cut_rule, rule
 from tangency.infinite.rules.spatial import along, grouped, one_axis, ungrouped
+from tangency.infinite.values.consistency import consistent
 from tangency.infinite.values.join import Join
 from tangency.infinite.values.position import Average, Take
 from tangency.infinite.values.sum import Sum, Term
@@ -183,8 +184,9 @@ def cat(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     atoms = _atoms(lowering, node, dim)
     axis = one_axis(atoms)
     pieces: list[tuple[Value, Axis | None]] = []
-    for part in _joined(node):
-        value, own = lowering.strand(part, start, length), _atoms(lowering, part, dim)
+    values = consistent([lowering.strand(part, start, length) for part in _joined(node)])
+    for value, part in zip(values, _joined(node), strict=True):
+        own = _atoms(lowering, part, dim)
         whole = one_axis(own)
         pieces.append((grouped(value, own, whole), whole) if own else (value, None))
     return ungrouped(Join(pieces, axis), axis, atoms)
@@ -220,7 +222,7 @@ def cat_cuts(lowering: Lowering, node: fx.Node) -> frozenset[int]:
 @rule("stack")
 def stack(lowering: Lowering, node: fx.Node, start: int, length: int) -> Value:
     """Values side by side along a new position axis."""
-    parts = [lowering.strand(part, start, length) for part in _joined(node)]
+    parts = consistent([lowering.strand(part, start, length) for part in _joined(node)])
     dim = cast(int, argument(node, 1, "dim", 0)) % len(node.meta["val"].shape)
     atoms = _atoms(lowering, node, dim)
     axis = one_axis(atoms)

@@ -22,7 +22,7 @@ from tangency.infinite.sampling.products import draw_product
 from tangency.infinite.values.dropped import Dropped
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum
-from tangency.infinite.values.value import Value, fill, to_positions, untied
+from tangency.infinite.values.value import Value, at_odds, fill, to_positions, untied
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
@@ -229,6 +229,14 @@ class Attended(Value):
             return whole
         added = self._of_masks(other, masks, layout, pairs)
         return Moments(whole.moment + added.moment, _sum(whole.ntk, added.ntk))
+
+    def at_odds_with(self, other: Value) -> bool:
+        if not isinstance(other, Attended):
+            return at_odds(self.values, other)
+        sampled = self._by_samples and other._by_samples
+        return at_odds(self.values, other.values) or (
+            not sampled and at_odds(self.whole, other.whole)
+        )
 
     def _without_masks(self, other: Attended, layout: Layout, pairs: Pairs) -> Moments | None:
         inner = Layout(self._reads, other._reads, layout.ties)

@@ -112,6 +112,9 @@ class CompositeOfTwo(Value):
         moments = sampled_moments(self, other, layout, pairs)
         return pairs.from_moment(self, other, moments.moment, moments.ntk, layout)
 
+    def at_odds_with(self, other: Value) -> bool:
+        return not other.gaussian and not (isinstance(other, CompositeOfTwo) and self._alike(other))
+
     def _alike(self, other: CompositeOfTwo) -> bool:
         """Whether it is the same function, of Gaussians that depend on each other in order."""
         (a, b), (c, d) = self.sources, other.sources

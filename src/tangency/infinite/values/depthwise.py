@@ -60,6 +60,10 @@ class Depthwise(Weight):
     def origins(self) -> frozenset[Hashable]:
         return self.value.origins | self.taps.origins
 
+    @property
+    def odd_in(self) -> frozenset[Hashable]:
+        return self.taps.origins
+
     @cached_property
     def bundled(self) -> bool:
         return self.times > 1 or self.value.bundled

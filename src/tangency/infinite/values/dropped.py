@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions
 from tangency.infinite.values.copies import Copies
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value, at_odds, to_positions
 from tangency.program.axes import size_of
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ class Dropped(Value):
             return Moments(moment, ntk)
         gain = torch.where(self._shared(other, layout, pairs), 1 / self.keep, 1.0).double()
         return Moments(moment * gain, None if ntk is None else ntk * gain.to(ntk.dtype))
+
+    def at_odds_with(self, other: Value) -> bool:
+        return at_odds(self.source, other.source if isinstance(other, Dropped) else other)
 
     def _inside(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         """The covariance with what contains this value, which is then the one to expand."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Positions
-from tangency.infinite.values.value import Value, fill, to_positions, untied
+from tangency.infinite.values.value import Value, fill, leaves_of, to_positions, untied
 from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class Join(Value):
     @property
     def parts(self) -> tuple[Value, ...]:
         return tuple(value for value, _ in self.pieces)
+
+    @cached_property
+    def leaves(self) -> tuple[Value, ...]:
+        return leaves_of(self.parts)
 
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         pieces = []

@@ -59,6 +59,10 @@ class OfSource(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.source,)
 
+    @cached_property
+    def leaves(self) -> tuple[Value, ...]:
+        return self.source.leaves
+
 
 class Rearranged(OfSource):
     """Positions of the source, selected or counted otherwise: the same for all moments."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Which
 from tangency.infinite.values.sampled import sampled_moments
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value, at_odds, to_positions
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -83,6 +83,11 @@ class Product(Value):
             ntk = None if block.ntk is None else layout.embed(block.ntk, inner)
             moments.append(Moments(moment, ntk))
         return Block(versine, _product(moments).ntk)
+
+    def at_odds_with(self, other: Value) -> bool:
+        groups = [group for group in _groups(self.factors, _factors(other)) if all(group)]
+        alone = all(len(left) == len(right) == 1 for left, right in groups)
+        return not alone or any(at_odds(u, v) for (u,), (v,) in groups)
 
     def moments(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         parts = []

@@ -13,7 +13,7 @@ from torch import Tensor
 from tangency.infinite.layout import Block, Layout, Positions, Which, place
 from tangency.infinite.values.embedding import Embedding
 from tangency.infinite.values.sources import Scale as Moments
-from tangency.infinite.values.value import Value, to_positions
+from tangency.infinite.values.value import Value, at_odds, to_positions
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -163,6 +163,9 @@ class Scaled(Value):
         if self._keeps_direction(other):
             return Block(layout.embed(block.versine, inner), ntk)
         return pairs.from_moment(self, other, moment * factor, ntk, layout)
+
+    def at_odds_with(self, other: Value) -> bool:
+        return at_odds(self.source, other.source if isinstance(other, Scaled) else other)
 
     def _trained_with(self, other: Scaled) -> bool:
         return self.scale.trainable and self.scale.identity == other.scale.identity

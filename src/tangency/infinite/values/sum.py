@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Positions
-from tangency.infinite.values.value import Value, to_positions, uncorrelated
+from tangency.infinite.values.value import Value, leaves_of, to_positions, uncorrelated
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -76,6 +76,10 @@ class Sum(Value):
     @property
     def parts(self) -> tuple[Value, ...]:
         return tuple(term.value for term in self.terms)
+
+    @cached_property
+    def leaves(self) -> tuple[Value, ...]:
+        return leaves_of(self.parts)
 
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         total = side.number(0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
@@ -21,8 +21,10 @@ __all__ = [
     "Ask",
     "Covariance",
     "Value",
+    "at_odds",
     "diagonal",
     "fill",
+    "leaves_of",
     "to_positions",
     "uncorrelated",
     "untied",
@@ -109,6 +111,22 @@ class Value(ABC):
         """Whether a part of the value is drawn without the covariance of all its positions."""
         return any(part.factored for part in self.parts)
 
+    @property
+    def odd_in(self) -> frozenset[Hashable]:
+        """Origins in which the value is odd: it is uncorrelated with all that lacks one of them."""
+        return frozenset()
+
+    @property
+    def leaves(self) -> tuple[Value, ...]:
+        """The values of which this is a linear combination by construction."""
+        return (self,)
+
+    def at_odds_with(self, other: Value) -> bool:
+        """Whether the covariance with `other`, a value of no higher precedence that depends on the
+        same origins, is sampled while that of one of the two with itself is exact.
+        """
+        return False
+
     @cached_property
     def bundled(self) -> bool:
         """Whether neighbouring coordinates depend on each other."""
@@ -127,9 +145,30 @@ class Value(ABC):
         return side.draws.of(self).tangent
 
 
+def leaves_of(parts: Sequence[Value]) -> tuple[Value, ...]:
+    """The leaves of a linear combination of `parts`, each once."""
+    return tuple(dict.fromkeys(leaf for part in parts for leaf in part.leaves))
+
+
 def uncorrelated(u: Value, v: Value) -> bool:
     """Whether two values are so by construction; most pairs of a deep residual network are."""
-    return (u.centred or v.centred) and u.origins.isdisjoint(v.origins)
+    if (u.centred or v.centred) and u.origins.isdisjoint(v.origins):
+        return True
+    return not (u.odd_in <= v.origins and v.odd_in <= u.origins)
+
+
+def at_odds(u: Value, v: Value) -> bool:
+    """Whether the covariance of two values is sampled and that of one with itself is exact."""
+    if u.origins.isdisjoint(v.origins):
+        return False
+    return any(_leaves_at_odds(a, b) for a in u.leaves for b in v.leaves)
+
+
+def _leaves_at_odds(u: Value, v: Value) -> bool:
+    if u.origins.isdisjoint(v.origins) or uncorrelated(u, v):
+        return False
+    expands, other = (u, v) if u.precedence >= v.precedence else (v, u)
+    return expands.at_odds_with(other)
 
 
 def to_positions(values: Tensor, have: Positions, want: Positions) -> Tensor:
