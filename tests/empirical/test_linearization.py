@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,38 +23,12 @@ from empirical.cases import (
     reference,
     reference_jacobian,
 )
-from tangency import examples, linearize, taylor
+from empirical.displacement import assert_equal, each, moved, moved_copy
+from tangency import linearize
 from tangency.empirical import EmpiricalKernel, directional
 from tangency.errors import InvalidInput, UnsupportedOperation
 
 DTYPE = torch.float64
-
-
-def assert_equal(value: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    assert value.shape == expected.shape
-    scale = float(expected.detach().abs().max())
-    assert scale > 0
-    assert float((value - expected).detach().abs().max()) <= tolerance * scale
-
-
-def moved(model: nn.Module, size: float = 1.0) -> Tensor:
-    """Move the trainable parameters; returns by how much, in one vector."""
-    generator = torch.Generator().manual_seed(5)
-    steps = []
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                steps.append(size * torch.randn(p.shape, dtype=p.dtype, generator=generator))
-                p += steps[-1]
-    return torch.cat([step.reshape(-1) for step in steps])
-
-
-def each(model: nn.Module, x: object) -> Tensor:
-    """Outputs of every example alone, (n, out)."""
-    calls = [
-        examples.arguments(examples.take(x, slice(i, i + 1))) for i in range(examples.count(x))
-    ]
-    return torch.stack([model(*args, **kwargs).reshape(-1) for args, kwargs in calls])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -88,7 +61,7 @@ def test_way_is_the_fastest_that_is_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("way", directional._FORWARD + directional._REVERSE)
-def test_every_way_gives_the_same(way: directional.Expansion) -> None:
+def test_every_way_gives_the_same(way: Any) -> None:
     name = "transformer layer, norm first"
     model, x = case_of(name).model(), case_of(name).data(3)
     outputs, jacobian = reference_jacobian(model, x)
@@ -188,10 +161,16 @@ def test_state() -> None:
     assert_equal(single.double(), outputs.detach(), 1e-5)
 
 
-def moved_copy(model: nn.Module) -> nn.Module:
-    other = copy.deepcopy(model)
-    moved(other)
-    return other
+def test_every_way_can_be_saved() -> None:
+    for name, way in WAYS.items():
+        model, x = case_of("mlp").model(), real(4)(3)
+        linearized = linearize(model)
+        linearized._expansion = way
+        moved(linearized)
+        file = io.BytesIO()
+        torch.save(linearized, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file, weights_only=False)(x), linearized(x)), name
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -331,88 +310,8 @@ def test_in_transformations() -> None:
     assert_equal(flat, reference_jacobian(model, x)[1])
 
 
-def products(depth: int) -> nn.Module:
-    """A polynomial of degree `depth` in the parameters."""
-    return nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth))).double()
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_polynomials_are_exact(depth: int) -> None:
-    torch.manual_seed(0)
-    model, x = products(depth), real(3)(4)
-    polynomial = taylor(model, degree=depth)
-    lower = taylor(model, degree=depth - 1) if depth > 1 else None
-    state = {name: p + torch.randn_like(p) for name, p in model.named_parameters()}
-    polynomial.load_state_dict(state, strict=False)
-    model_moved = functional_call(model, state, (x,))
-    assert_equal(polynomial(x), model_moved)
-    if lower is not None:
-        lower.load_state_dict(state, strict=False)
-        assert float((lower(x) - model_moved).detach().abs().max()) > 0.1
-
-
-def test_second_degree_against_the_hessian() -> None:
-    model, x = case_of("mlp").model(), real(4)(1)
-    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-
-    def output(flat: Tensor) -> Tensor:
-        pieces = flat.split([shape.numel() for shape in shapes.values()])
-        state = {k: piece.view(s) for (k, s), piece in zip(shapes.items(), pieces, strict=True)}
-        return functional_call(model, state, (x,))[0, 1]
-
-    hessian = torch.autograd.functional.hessian(output, start)
-    quadratic, affine = taylor(model), linearize(model)
-    step = moved(quadratic)
-    moved(affine)
-    second = (quadratic(x) - affine(x))[0, 1].detach()
-    assert_equal(second, step @ hessian @ step / 2)
-
-
-@pytest.mark.parametrize("degree", [1, 2, 3])
-@pytest.mark.parametrize("name", ["mlp, smooth", "multi-head attention", "lstm"])
-def test_error_is_of_the_next_order(name: str, degree: int) -> None:
-    case = case_of(name) if name != "mlp, smooth" else None
-    torch.manual_seed(0)
-    model = (
-        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Softplus()).double()
-        if case is None
-        else case.model()
-    )
-    x = real(4)(3) if case is None else case.data(3)
-    polynomial = taylor(model, degree)
-    errors = []
-    for size in (0.04, 0.02, 0.01):
-        actual = copy.deepcopy(model)
-        moved(actual, size)
-        polynomial.load_state_dict(actual.state_dict(), strict=False)
-        errors.append(float((polynomial(x) - actual(x)).detach().norm()))
-    orders = [a / b for a, b in itertools.pairwise(errors)]
-    assert all(0.8 < order / 2 ** (degree + 1) < 1.25 for order in orders)
-
-
-def test_gradients_of_a_polynomial() -> None:
-    """At theta_0 its gradient is the model's, and away from it the quadratic term acts."""
-    torch.manual_seed(0)
-    model, x = products(2), real(3)(2)
-    quadratic = taylor(model)
-    assert_equal(reference_jacobian(quadratic, x)[1], reference_jacobian(model, x)[1])
-    moved(quadratic)
-    moved(model)
-    assert_equal(reference_jacobian(quadratic, x)[1], reference_jacobian(model, x)[1])
-
-
-@pytest.mark.parametrize("name", ["no_grad in forward", "custom backward", "embedding bag"])
-def test_polynomials_without_higher_derivatives_are_refused(name: str) -> None:
-    with pytest.raises(UnsupportedOperation, match=r"degree 2.*tangency\.linearize"):
-        taylor(case_of(name).model())(case_of(name).data(3))
-
-
 def test_refused_arguments() -> None:
     model = nn.Linear(3, 2)
-    for degree in (0, -1, 1.5, True, None):
-        with pytest.raises(InvalidInput, match="degree="):
-            taylor(model, degree)
     with pytest.raises(InvalidInput, match=r"torch\.nn\.Module"):
         linearize(lambda x: x)
     with pytest.raises(InvalidInput, match="matches no parameter"):
@@ -429,7 +328,3 @@ def test_refused_arguments() -> None:
         linearize(uncopied)
     with pytest.raises(RuntimeError, match="shapes"):
         linearize(model)(torch.randn(2, 4))
-
-
-def test_repr() -> None:
-    assert repr(taylor(products(2))) == "TaylorModel(Sequential, degree=2, 4 trainable tensors)"

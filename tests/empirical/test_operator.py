@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from empirical.cases import CASES, Case, Lambda, case_of, kernel_of, linear, real, reference
+from empirical.displacement import assert_equal
 from tangency.empirical import EmpiricalKernel, products
 from tangency.errors import InvalidInput, MissingDependency
 
@@ -34,13 +35,6 @@ def matrix(ntk: Tensor) -> Tensor:
     """(n1, n2, out, out) as (n1 * out, n2 * out), example by example."""
     n1, n2, out, _ = ntk.shape
     return ntk.transpose(1, 2).reshape(n1 * out, n2 * out)
-
-
-def assert_equal(value: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    assert value.shape == expected.shape
-    scale = float(expected.abs().max())
-    assert scale > 0
-    assert float((value - expected).abs().max()) <= tolerance * scale
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -72,6 +66,13 @@ PATHS = {
 def test_path_is_the_fastest_that_is_right(name: str, path: str) -> None:
     operator = kernel_of(name, output="full").operator(case_of(name).data(3))
     assert f"J v by {path})" in repr(operator)
+
+
+def test_one_example_in_three_cannot_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding can switch a ReLU in an example: others are asked before a slow path is taken."""
+    confirms, answers = products._confirms, iter([False, True])
+    monkeypatch.setattr(products, "_confirms", lambda *args: next(answers) and confirms(*args))
+    assert not kernel_of("mlp").operator(real(4)(5))._products.alone
 
 
 @pytest.mark.parametrize("path", products._PATHS)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -46,12 +47,13 @@ def expansion(call: Call, degree: int) -> Expansion:
         )
     with torch.inference_mode(False), torch.enable_grad():
         call = call.detached()
-        expected = _gradients(call)
         reason = ""
-        for expand in _FORWARD + (_REVERSE if degree == 1 else ()):
-            reason = _objection(expand, call, degree, expected)
+        for way in _FORWARD + (_REVERSE if degree == 1 else ()):
+            # Within the same context, so that rounding does not switch a ReLU on one side only.
+            with way.context():
+                reason = _objection(way.expand, call, degree, _gradients(call))
             if not reason:
-                return expand
+                return way
     advice = "; tangency.linearize(model) is possible." if degree > 1 else "."
     raise UnsupportedOperation(
         f"{type(call.network).__name__} cannot be expanded to degree {degree}: {reason}{advice}"
@@ -183,8 +185,13 @@ class _Affine(torch.autograd.Function):
         return None, None, None, *pulled
 
 
-def _through_autograd(push: _Push) -> Expansion:
-    def expand(call: Call, degree: int) -> Returned:
+@dataclass(frozen=True)
+class _ThroughAutograd:
+    """The linearised module with J v from `push`."""
+
+    push: _Push
+
+    def __call__(self, call: Call, degree: int) -> Returned:
         if call.has_differentiable_arguments():
             raise UnsupportedOperation(
                 f"{type(call.network).__name__} has no derivatives in forward mode, so that its "
@@ -192,10 +199,8 @@ def _through_autograd(push: _Push) -> Expansion:
             )
         returned: list[Returned] = []
         apply: Callable[..., tuple[Tensor, ...]] = _Affine.apply
-        real = apply(call, push, returned, *call.displacement.values())
+        real = apply(call, self.push, returned, *call.displacement.values())
         return replace(returned[0], real=real)
-
-    return expand
 
 
 def _twice(
@@ -248,17 +253,22 @@ def _output_by_output(
     ]
 
 
-def _with_elementary_attention(expand: Expansion) -> Expansion:
-    def expanded(call: Call, degree: int) -> Returned:
-        with elementary_attention():
-            return expand(call, degree)
+@dataclass(frozen=True)
+class _Way:
+    """An expansion, computed within a context."""
 
-    return expanded
+    expand: Expansion
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __call__(self, call: Call, degree: int) -> Returned:
+        with self.context():
+            return self.expand(call, degree)
 
 
-_FORWARD: tuple[Expansion, ...] = (_forward_mode, _with_elementary_attention(_forward_mode))
-_REVERSE: tuple[Expansion, ...] = (
-    _through_autograd(_twice),
-    _with_elementary_attention(_through_autograd(_twice)),
-    _through_autograd(_output_by_output),
+_FORWARD = (_Way(_forward_mode), _Way(_forward_mode, elementary_attention))
+_REVERSE = (
+    _Way(_ThroughAutograd(_twice)),
+    _Way(_ThroughAutograd(_twice), elementary_attention),
+    _Way(_ThroughAutograd(_output_by_output)),
 )
+"""The fastest first; the last one serves every module."""
