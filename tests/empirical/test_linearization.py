@@ -328,3 +328,12 @@ def test_refused_arguments() -> None:
         linearize(uncopied)
     with pytest.raises(RuntimeError, match="shapes"):
         linearize(model)(torch.randn(2, 4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", ["mlp", "custom backward"])
+def test_on_a_gpu(name: str) -> None:
+    linearized, x = linearize(case_of(name).model()), case_of(name).data(3)
+    moved(linearized)
+    expected = linearized(x).detach()
+    assert_equal(linearized.cuda()(x.cuda()).detach().cpu(), expected)

@@ -324,3 +324,17 @@ def test_modules_without_influence() -> None:
     model = Lambda(lambda m, x: x.sum(-1, keepdim=True) + 0 * m.a(x), a=linear(4, 2)).double()
     operator = EmpiricalKernel(model, output="full").operator(real(4)(3))
     assert torch.equal(operator @ vectors(6), torch.zeros(6, dtype=DTYPE))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu() -> None:
+    model, x = case_of("mlp").model(), real(4)(5)
+    v = vectors(15, 2)
+    expected = EmpiricalKernel(copy.deepcopy(model), output="full").operator(x) @ v
+    operator = EmpiricalKernel(model.cuda(), output="full").operator(x.cuda())
+    assert operator.device.type == "cuda"
+    assert_equal((operator @ v.cuda()).cpu(), expected)
+    assert_equal(torch.from_numpy(operator.to_scipy() @ v.numpy()), expected)
+    assert_equal((operator.to_linear_operator() @ v.cuda()).cpu(), expected)
+    with pytest.raises(InvalidInput, match=r"cuda.*cpu"):
+        operator @ v
