@@ -9,7 +9,16 @@ import numpy as np
 from cases import Case, Inputs, Layer, Suite, by_name
 from numpy.typing import NDArray
 
-__all__ = ["CONVOLUTIONAL", "PositionPairs", "pooled_layers", "position_pairs", "smooth_images"]
+__all__ = [
+    "CONV",
+    "CONVOLUTIONAL",
+    "MYRTLE_5",
+    "PositionPairs",
+    "flattened_layers",
+    "pooled_layers",
+    "position_pairs",
+    "smooth_images",
+]
 
 PROTOTYPES = 3
 CONV: tuple[Layer, ...] = ("conv", "relu")

@@ -10,19 +10,19 @@ import importlib.metadata
 import io
 import math
 import pstats
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from cases import BIAS, HIDDEN_WEIGHT, OUTPUT_WEIGHT, Case
+from cases import BIAS, HIDDEN_WEIGHT, OUTPUT_WEIGHT, Case, Layer
 from floors import FLOORS
 from measurement import Job, SideReport, job_parser, measure, read_job, save_rows
 from torch import Tensor, nn
 
 import tangency as tg
 
-__all__ = ["Compile", "build_kernel"]
+__all__ = ["Compile", "build_kernel", "build_layers"]
 
 Compile = bool | Literal["auto"]
 
@@ -36,17 +36,23 @@ PROFILED_LINES = 40
 
 def build_model(case: Case) -> nn.Sequential:
     """The case's network as an ordinary module."""
+    return build_layers(case.layers, case.shape, case.filter_size)
+
+
+def build_layers(
+    layers: Sequence[Layer], shape: tuple[int, ...], filter_size: int
+) -> nn.Sequential:
+    """A chain of layers on inputs of one shape."""
     modules: list[nn.Module] = []
-    shape = case.shape
-    for index, layer in enumerate(case.layers):
-        last = index == len(case.layers) - 1
+    for index, layer in enumerate(layers):
+        last = index == len(layers) - 1
         if layer == "linear":
             width = 1 if last else WIDTH[layer]
             modules.append(nn.Linear(math.prod(shape), width))
             shape = (width,)
         elif layer == "conv":
-            width, side = WIDTH[layer], case.filter_size
-            modules.append(nn.Conv2d(shape[0], width, side, padding=side // 2))
+            width = WIDTH[layer]
+            modules.append(nn.Conv2d(shape[0], width, filter_size, padding=filter_size // 2))
             shape = (width, *shape[1:])
         elif layer == "pool":
             modules.append(nn.AvgPool2d(2))

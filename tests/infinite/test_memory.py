@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency import InfiniteKernel, Init
+from tangency.infinite import side
 from tangency.infinite.memory import Memory, rests_on_samples
 
 
@@ -88,3 +89,17 @@ def test_hundreds_of_layers() -> None:
     # First and last layer count like the NNGP itself; each block like 0.01 of it over 1.01.
     assert torch.allclose(ntk, nngp * (2 + 300 * 0.01 / 1.01), rtol=1e-9)
     assert torch.allclose(kernel.diagonal(x).nngp, nngp.diagonal(), rtol=1e-9)
+
+
+def test_a_deep_network_a_few_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of single examples that do not fit together are computed apart, and not for ever."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(20):
+        layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)).double()
+    x = torch.randn(3, 3, 3, 4, dtype=torch.float64)
+    whole = InfiniteKernel(model, x, compile=False).pair(x)
+    monkeypatch.setattr(side, "KEPT", 1)
+    monkeypatch.setattr(side, "CHUNK", 300)  # two examples of 12 x 12 pairs
+    torch.testing.assert_close(InfiniteKernel(model, x, compile=False).pair(x), whole)

@@ -32,6 +32,9 @@ T = TypeVar("T")
 CHUNK = 1 << 22
 """Entries of a block between the positions of single examples."""
 
+KEPT = 1 << 19
+"""Entries of such a block of all examples up to which the blocks of all layers are kept."""
+
 DATA = ("array", "unit")
 """Quantities of data `(*positions, n, features)`; all others end in the examples."""
 
@@ -62,6 +65,7 @@ class Side:
             self, self, coincident=True, like=None if like is None else like.pairs
         )
         self._pieces = pieces
+        self._open: dict[Value, list[Pairs]] = {}
         self._sampling = sampling
         self._memo: Memory = Memory(None if like is None else like._memo)
         self._earlier = None if like is None else like.draws.pairs
@@ -138,10 +142,28 @@ class Side:
 
     def chunks(self, entries: int) -> Iterator[Pairs]:
         """Coincident pairs of some examples at a time; `entries` is the size of one's block."""
+        if self.count * entries <= KEPT:
+            yield self.pairs
+            return
         size = max(1, CHUNK // entries)
         for start in range(0, self.count, size):
             tile = SideTile(self, slice(start, min(start + size, self.count)))
-            yield self.pairs if size >= self.count else Pairs(tile, tile, coincident=True)
+            yield Pairs(tile, tile, coincident=True)
+
+    def by_chunks(self, value: Value, entries: int, compute: Callable[[Pairs], Tensor]) -> Tensor:
+        """What `compute` makes of coincident pairs of some examples at a time, for all examples.
+
+        Where it has to start anew (`tangency.infinite.memory`), it goes on from what was found.
+        """
+        if value not in self._open:
+            self._open[value] = list(self.chunks(entries))
+        parts = []
+        for k in range(len(self._open[value])):
+            key = (value, "chunk", k)
+            parts.append(self.memo(key, lambda k=k: compute(self._open[value][k])))  # type: ignore[misc]
+            self._open[value][k] = self.pairs  # the covariances of this chunk are not needed again
+        del self._open[value]
+        return torch.cat(parts, dim=-1)
 
     # -- concrete values ---------------------------------------------------------------------
 

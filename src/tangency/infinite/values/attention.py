@@ -204,13 +204,14 @@ class Attended(Value):
         entries = self.keys.size**2
         for axis in self.positions:
             entries *= axis.size
-        parts = []
-        for pairs in side.chunks(entries):
+        sizes = [axis.size for axis in self.positions]
+
+        def moment(pairs: Pairs) -> Tensor:
             moments = pairs.moments(self, self, ties)
             assert moments is not None
-            sizes = [axis.size for axis in self.positions]
-            parts.append(moments.moment.expand(*sizes, moments.moment.shape[-1]))
-        return torch.cat(parts, dim=-1)
+            return moments.moment.expand(*sizes, moments.moment.shape[-1])
+
+        return side.by_chunks(self, entries, moment)
 
     # -- pairs ---------------------------------------------------------------------------------
 

@@ -169,9 +169,13 @@ class Linear(OfSource):
         )
 
     def second_moment(self, side: Side) -> Tensor:
-        size = size_of(self.source.positions)
-        parts = [self._second_moment(pairs) for pairs in side.chunks(size**2)]
-        return side.full(torch.cat(parts, dim=-1).clamp_min(0), self.positions)
+        source = self.source
+        size = size_of(source.positions)
+        while isinstance(source, OfSource):  # sums go axis by axis: the first is the largest
+            source = source.source
+            size = max(size, size_of(source.positions))
+        moment = side.by_chunks(self, size**2, self._second_moment)
+        return side.full(moment.clamp_min(0), self.positions)
 
     def _second_moment(self, pairs: Pairs) -> Tensor:
         """E[u^2] of some of a side's examples."""
