@@ -20,7 +20,7 @@ from empirical.cases import (
     real,
     reference,
 )
-from tangency.empirical import EmpiricalKernel, kernel
+from tangency.empirical import EmpiricalKernel
 from tangency.errors import InvalidInput
 from tangency.kernel_pair import KernelPair
 
@@ -46,13 +46,12 @@ def test_random_state_survives_a_random_module() -> None:
         ("branch on data", "full"),
     ],
 )
-def test_tiles_change_nothing(name: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_nothing(name: str, output: str) -> None:
     x1, x2 = case_of(name).data(7), case_of(name).data(4)
     empirical = kernel_of(name, output=output)
     symmetric, rectangular = empirical.pair(x1), empirical.pair(x1, x2)
     diagonal = empirical.diagonal(x1)
-    monkeypatch.setattr(kernel, "tile_size", lambda bytes_per_example: 3)
-    monkeypatch.setattr(kernel, "MEMORY_BUDGET", 1)
+    empirical = kernel_of(name, output=output, memory=1)
     for whole, tiled in [
         (symmetric, empirical.pair(x1)),
         (rectangular, empirical.pair(x1, x2)),
@@ -63,12 +62,11 @@ def test_tiles_change_nothing(name: str, output: str, monkeypatch: pytest.Monkey
         assert close(tiled.ntk, whole.ntk, 1e-12)
 
 
-@pytest.mark.parametrize("size", [3, 100])
-def test_gram_matrix_is_exactly_symmetric(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "tile_size", lambda bytes_per_example: size)
+@pytest.mark.parametrize("memory", [1, 2**31])
+def test_gram_matrix_is_exactly_symmetric(memory: int) -> None:
     model, x = mlp(), torch.randn(11, 4)
-    full = EmpiricalKernel(model, output="full").pair(x)
-    trace = EmpiricalKernel(model).pair(x)
+    full = EmpiricalKernel(model, output="full", memory=memory).pair(x)
+    trace = EmpiricalKernel(model, memory=memory).pair(x)
     for k in full:
         assert torch.equal(k, k.permute(1, 0, 3, 2))
     for k in trace:

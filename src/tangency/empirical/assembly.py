@@ -35,17 +35,25 @@ def assemble(
     symmetric = x2 is None
     kernels: dict[str, Tensor] = {}
 
-    def features(x: Examples, part: slice) -> Features:
-        return _features(engine, x, part, cotangents, schedule)
+    kept: dict[bool, Features] = {}
+
+    def features(of_rows: bool, part: slice) -> Features:
+        x = x1 if of_rows else columns_of
+        if not schedule.whole:
+            return _features(engine, x, part, cotangents, schedule)
+        if of_rows not in kept:
+            everything = slice(0, examples.count(x))
+            kept[of_rows] = _features(engine, x, everything, cotangents, schedule)
+        return kept[of_rows].part(part)
 
     steps = sum(_pairs(tile) for tile in schedule.tiles())
     with tiles.progress("empirical kernel", steps) as advance:
         for rows in schedule.row_blocks():
-            mine = features(x1, rows)
+            mine = features(True, rows)
             met = [rows] if symmetric else []
             for columns in [*met, *schedule.column_blocks(rows)]:
                 own = symmetric and columns is rows
-                yours = mine if own else features(columns_of, columns)
+                yours = mine if own else features(symmetric, columns)
                 tile = tiles.Tile(rows, columns)
                 for name, values in blocks(mine, yours, layout).items():
                     if name not in kernels:

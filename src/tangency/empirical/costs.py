@@ -14,7 +14,8 @@ __all__ = [
     "Term",
     "cheapest",
     "costs",
-    "holds_written_out",
+    "making",
+    "multiplying",
     "term",
 ]
 
@@ -100,30 +101,37 @@ def costs(term: Term, rows: int, columns: int, out: int, layout: Layout) -> dict
     pairs = rows * columns
     outputs = out**2 if layout == "full" else out
     products = 1 if layout == "trace" else outputs
-    multiplied = float(pairs * outputs * term.entries)
-    if term.kind == "written out":
-        return {"gradients": multiplied}
-    made = (rows + columns) * out * term.groups * term.width
+    gradients = (rows + columns) * making(term, out) + pairs * outputs * term.entries
+    if term.kind == "written out" or term.groups > 1:
+        return {"gradients": gradients}
     if term.kind == "rows":
-        gradients = made * ELEMENTWISE * (term.positions + term.inputs) + multiplied
         same = pairs * term.positions**2 * ELEMENTWISE
         gram = same + pairs * term.positions**2 * (outputs * term.width + ELEMENTWISE * products)
         return {"gram": gram, "gradients": gradients}
-    gradients = made * term.inputs * (term.positions + ELEMENTWISE) + multiplied
-    if term.groups > 1:
-        return {"gradients": gradients}
     each = term.inputs + outputs * term.width + ELEMENTWISE * products
     return {"gram": float(pairs * term.positions**2 * each), "gradients": gradients}
+
+
+def making(term: Term, out: int) -> float:
+    """Multiply-adds of writing out the gradients of one example."""
+    if term.kind == "written out":
+        return 0.0
+    if term.kind == "rows":
+        return out * ELEMENTWISE * term.width * (term.positions + term.inputs)
+    return out * term.entries * (term.positions + ELEMENTWISE)
+
+
+def multiplying(
+    term: Term, rows: int, columns: int, out: int, layout: Layout, *, written: bool
+) -> float:
+    """Multiply-adds for a tile by the cheapest path; of gradients `written` out, their products."""
+    found = costs(term, rows, columns, out, layout)
+    if written:
+        return found["gradients"] - (rows + columns) * making(term, out)
+    return min(found.values())
 
 
 def cheapest(term: Term, rows: int, columns: int, out: int, layout: Layout) -> Path:
     """The path with the lowest cost."""
     found = costs(term, rows, columns, out, layout)
     return min(found, key=lambda path: found[path])
-
-
-def holds_written_out(term: Term, rows: int, columns: int, out: int, layout: Layout) -> bool:
-    """Whether gradients are best written out once: they are wanted so, and take less memory."""
-    if term.kind == "written out" or cheapest(term, rows, columns, out, layout) == "gram":
-        return False
-    return term.written_bytes(out) <= term.held_bytes(out)

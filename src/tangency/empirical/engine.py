@@ -12,6 +12,7 @@ from tangency import examples
 from tangency.empirical import jacobian, passage, probe
 from tangency.empirical.costs import Layout, Term, term
 from tangency.empirical.features import Features
+from tangency.empirical.function import user_module
 from tangency.empirical.gradients import Explicit, Gradients
 from tangency.empirical.groups import Group, groups
 from tangency.empirical.passage import Order, Passage
@@ -41,6 +42,7 @@ class Engine:
         dtype: of the outputs.
         value_bytes: bytes of the values in the graph for one example.
         terms: sizes of the gradients of the parameters in `groups`.
+        reasons: why the sites of the parameters in `rest` do not serve.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Engine:
     dtype: torch.dtype
     value_bytes: int
     terms: Mapping[str, list[list[Term]]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def features(
         self, x: Examples, cotangents: Tensor, written_out: Container[Term] = ()
@@ -134,6 +137,7 @@ def prepare(
         out=tried.outputs.shape[1],
         dtype=tried.outputs.dtype,
         value_bytes=tried.outputs.nbytes,
+        reasons=dict.fromkeys(parameters, "the module takes one example at a time"),
     )
     if tried.batch is not None:
         engine = _with_graph(engine, tried, recording)
@@ -144,7 +148,7 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
     for _ in range(2):  # a kept graph may be out of date: once more with a new one
         trace = recording.get(tried.x)
         if trace is None:
-            return engine
+            return replace(engine, reasons=dict.fromkeys(engine.rest, recording.reason))
         chosen: dict[str, Group] = {}
         if not tried.custom_backward:
             chosen = groups(trace, engine.rest, engine.parameters)
@@ -154,21 +158,36 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
             confirmed = _confirmed(trial, seen, tried)
             served = {group.name for group in confirmed}
             parameters = trial.parameters
+            rest = {name: p for name, p in engine.rest.items() if name not in served}
             return replace(
                 trial,
                 groups=tuple(confirmed),
                 terms={g.name: _terms(g.gradients(seen, parameters)) for g in confirmed},
-                rest={name: p for name, p in engine.rest.items() if name not in served},
+                rest=rest,
+                reasons={name: _reason(name, chosen, tried) for name in rest},
                 value_bytes=seen.value_bytes // examples.count(tried.x),
             )
         recording.forget()
+    engine = replace(
+        engine, reasons=dict.fromkeys(engine.rest, "the recorded graph has other outputs")
+    )
     if tried.batch is not None and not tried.confirms_outputs(tried.batch):
+        name = type(user_module(engine.model)).__name__
         raise InvalidInput(
-            f"{type(engine.model).__name__} couples the examples of a batch: an example alone has "
+            f"{name} couples the examples of a batch: an example alone has "
             "other outputs than in company, so it has no kernel of its own. Look for statistics "
             "over dimension 0 (hand-written batch norm, x.mean(0), softmax over the batch)."
         )
     return engine
+
+
+def _reason(name: str, chosen: Mapping[str, Group], tried: Probe) -> str:
+    """Why no site serves a parameter of a recorded module."""
+    if tried.custom_backward:
+        return "a custom autograd.Function, whose backward pass is not recorded, is in the module"
+    if name not in chosen:
+        return "it meets the data in an operation with several results"
+    return "the recorded graph has another gradient (no_grad, hooks, a scrambled batch)"
 
 
 def _terms(gradients: list[list[Gradients]]) -> list[list[Term]]:

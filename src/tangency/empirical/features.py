@@ -29,6 +29,16 @@ class Features:
     outputs: Tensor
     gradients: Mapping[str, Sequence[Sequence[Gradients]]]
 
+    def part(self, examples: slice) -> Features:
+        """The features of some of the examples."""
+        return Features(
+            self.outputs[:, examples],
+            {
+                name: [[term.part(examples) for term in terms] for terms in pieces]
+                for name, pieces in self.gradients.items()
+            },
+        )
+
     def one_by_one(self) -> Features:
         """Each example as a problem of its own."""
         return Features(

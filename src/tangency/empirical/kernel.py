@@ -26,8 +26,10 @@ from tangency.empirical.function import (
     user_data,
 )
 from tangency.empirical.operator import KernelOperator
-from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen
+from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen, described
+from tangency.empirical.planning import Plan, plan
 from tangency.empirical.probe import three
+from tangency.empirical.projections import random_features
 from tangency.empirical.recording import Recording
 from tangency.empirical.schedule import Schedule, schedule, schedule_diagonal
 from tangency.empirical.verification import Verification
@@ -50,7 +52,7 @@ class EmpiricalKernel:
 
     Outputs of shape (n, *rest) are flattened to (n, out); (n,) means out = 1. The function of
     example i is what the module returns for `x[i : i + 1]`; modules that couple the examples of a
-    batch are refused. Data are a tensor, or a tuple or list (positional arguments) or a dictionary
+    batch are refused. Data are a tensor, or a tuple or list (positional arguments) or a mapping
     (keyword arguments) of tensors with a common leading size n.
 
     Gradients at linear layers are kept in factors, (input, cotangent) at each site of the recorded
@@ -65,9 +67,17 @@ class EmpiricalKernel:
     the dtype of the outputs; half precision is accumulated in float32.
 
     Args:
-        model: any module that returns one real tensor with one row per example.
-        output: "full" gives kernels (n1, n2, out, out), "diagonal" (n1, n2, out), "trace" the mean
+        model: any module that returns real tensors with one row per example.
+        output: what the kernel is of.
+            "full" gives kernels (n1, n2, out, out), "diagonal" (n1, n2, out), "trace" the mean
             over outputs (n1, n2), an integer that one output (n1, n2).
+            A function of what the module returns chooses a tensor (n, *rest) of it, of which the
+            mean over outputs is taken: `lambda out: out.logits[:, -1]`.
+            A function of outputs and targets is a loss (`F.cross_entropy`): the kernel (n1, n2)
+            holds the inner products of the gradients of the losses of single examples, which it is
+            given one at a time, with a leading size of one; data are pairs (inputs, targets).
+            A pair (function, any of the others) is both: `(lambda out: out.logits, "full")`,
+            `(lambda out: out.logits, F.cross_entropy)`.
         parameters: name patterns (`fnmatch`, one or several) of the parameters that the NTK is
             summed over; None for all. Frozen parameters (requires_grad=False) never count.
         memory: bytes that the computation may take, besides the data, the module and the kernel
@@ -100,7 +110,7 @@ class EmpiricalKernel:
 
     def __repr__(self) -> str:
         return (
-            f"EmpiricalKernel({type(self.model).__name__}, output={self.output!r}, "
+            f"EmpiricalKernel({type(self.model).__name__}, output={described(self.output)}, "
             f"parameters={self.parameters!r})"
         )
 
@@ -134,6 +144,16 @@ class EmpiricalKernel:
             order = schedule_diagonal(work, n, self.memory)
             found = assemble_diagonal(engine, data, cotangents, layout, _named(_BOTH), order)
             return KernelPair(**found)
+
+    def plan(self, x1: Examples, x2: Examples | None = None) -> Plan:
+        """How `ntk(x1, x2)` will be computed: the path, multiply-adds and bytes of every parameter
+        and why, the tiles, and an estimate of memory and time. Raises as `ntk`.
+        """
+        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
+            cotangents = self._cotangents(engine, first)
+            order = self._schedule(engine, first, second, len(cotangents))
+            work = engine.work(len(cotangents), self._layout)
+            return plan(engine, work, order, first, cotangents)
 
     def by_parameter(self, x1: Examples, x2: Examples | None = None) -> dict[str, Tensor]:
         """The NTK as a sum: parameter -> its part, in the layout of `ntk`. Raises as `ntk`.
@@ -212,6 +232,43 @@ class EmpiricalKernel:
                 self._cotangents(engine, first),
                 mean=self._layout == "trace",
                 diagonal=lambda: self.diagonal(x1).ntk,
+            )
+
+    def features(self, x: Examples, dim: int, seed: int = 0) -> Tensor:
+        """Random features phi(x), whose inner products are the NTK in the mean over seeds.
+
+        Shape (n, dim), so that E[phi(x) @ phi(x').T] is `ntk(x, x')`; (n, out, dim) with
+        output="full", where E[phi(x_i)_a . phi(x'_j)_b] = Theta[i, j, a, b], and "diagonal". The
+        same seed gives the same projection for all data, batches and devices, so that features of
+        different sets belong together, and a linear model on features stands for kernel regression.
+
+        Weights are projected from both sides where they are used (see `projections`; Park et al.,
+        2023, use one-sided projections of written-out gradients so). Written out are only the
+        gradients that the kernel has in no factors (scales, biases, and what no site serves), and
+        channels in groups, where they are smaller than their factors.
+
+        An inner product deviates by its standard deviation, at most sqrt(8 Theta_ii Theta_jj / dim)
+        and near sqrt((Theta_ii Theta_jj + Theta_ij^2) / dim), the deviation of dense Gaussian
+        projections, where many parameters share in the kernel. For the Gram matrix
+        E|phi phi^T - Theta|_F^2 <= 8 tr(Theta)^2 / dim: relative to |Theta|_F, an error of
+        sqrt(8 / dim) tr(Theta) / |Theta|_F, which is between sqrt(8 / dim) and sqrt(8 n / dim).
+        The features of a parameter hold its part exactly where dim is a multiple of its size, rows
+        and columns (and outputs, of which the mean is taken) rounded up to powers of two.
+
+        Args:
+            x: examples.
+            dim: number of features, for one output.
+            seed: a natural number.
+
+        Raises:
+            InvalidInput: as `ntk`, or `dim` is not a positive or `seed` not a natural number.
+        """
+        _natural("dim", dim, at_least=1)
+        _natural("seed", seed, at_least=0)
+        with self._prepared(x, None, gradients=True) as (engine, data, _):
+            cotangents = self._cotangents(engine, data)
+            return random_features(
+                engine, data, cotangents, self._layout, dim=dim, seed=seed, memory=self.memory
             )
 
     def verify(self, x: Examples, entries: int = 32, seed: int = 0) -> Verification:
@@ -338,6 +395,11 @@ def _named(blocks: Mapping[str, _Block]) -> Blocks:
         return {name: block(rows, columns, layout) for name, block in blocks.items()}
 
     return all_blocks
+
+
+def _natural(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InvalidInput(f"{name}={value!r} must be an integer, at least {at_least}.")
 
 
 def _selected(model: nn.Module, choice: Choice) -> nn.Module:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tangency.empirical.costs import Layout, Term, costs, holds_written_out
+from tangency.empirical.costs import Layout, Term, cheapest, making, multiplying
 from tangency.tiles import Tile
 
 __all__ = ["Schedule", "Work", "schedule", "schedule_diagonal"]
@@ -14,7 +14,10 @@ __all__ = ["Schedule", "Work", "schedule", "schedule_diagonal"]
 PASS = 4.0
 """Multiply-adds of a matrix product that take the time of one in a pass through the network."""
 
-SHARE = 0.5
+CALL = 1e6
+"""Multiply-adds that take the time of one term's calls in one tile."""
+
+SHARE = 0.7
 """Of the memory budget, for gradients at rest; the rest is for making and multiplying them."""
 
 LARGEST = 4096
@@ -44,27 +47,16 @@ class Work:
 
     @property
     def passed(self) -> float:
-        """Cost of one example's outputs and gradients: forward, and backward for each output."""
+        """Cost of one example's outputs and cotangents: forward, and backward for each output."""
         return PASS * (1 + self.out) * sum(t.applied for t in self.all_terms)
 
-    def writes_out(self, t: Term, rows: int, columns: int) -> bool:
-        """Whether the gradients of a term are best written out once."""
-        return holds_written_out(t, rows, columns, self.out, self.layout)
-
-    def held_bytes(self, rows: int, columns: int) -> int:
-        """Memory of the gradients of one example at rest, for tiles of `rows` x `columns`."""
-        return sum(
-            t.written_bytes(self.out)
-            if self.writes_out(t, rows, columns)
-            else t.held_bytes(self.out)
-            for t in self.all_terms
-        )
-
-    def multiplied(self, rows: int, columns: int) -> float:
-        """Cost of one tile's products."""
-        return sum(
-            min(costs(t, rows, columns, self.out, self.layout).values()) for t in self.all_terms
-        )
+    def writes_out(self, t: Term, rows: int, columns: int, *, lavish: bool) -> bool:
+        """Whether the gradients of a term are written out once, not for every tile: they are wanted
+        so, and take less memory or there is enough of it (`lavish`).
+        """
+        if t.kind == "written out" or cheapest(t, rows, columns, self.out, self.layout) == "gram":
+            return False
+        return lavish or t.written_bytes(self.out) <= t.held_bytes(self.out)
 
 
 @dataclass(frozen=True)
@@ -75,9 +67,9 @@ class Schedule:
         n1, n2: size of the matrix.
         symmetric: whether only columns from the diagonal on are computed.
         rows, columns: examples at a time.
+        whole: whether the gradients of all examples are kept from the beginning to the end.
         batch: examples in one passage through the network.
         written_out: terms whose gradients are written out once, not for every tile.
-        cost: of everything, in multiply-adds of a matrix product.
     """
 
     n1: int
@@ -85,9 +77,41 @@ class Schedule:
     symmetric: bool
     rows: int
     columns: int
+    whole: bool
     batch: int
     written_out: frozenset[Term]
-    cost: float
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of rows."""
+        return -(-self.n1 // self.rows)
+
+    @property
+    def met(self) -> int:
+        """Columns that come by, over all blocks of rows (of equal sizes)."""
+        if self.symmetric:
+            return self.n1 * (self.blocks - 1) // 2
+        return self.n2 * self.blocks
+
+    @property
+    def passages(self) -> int:
+        """Examples that go through the network, each as often as its gradients are made."""
+        if self.whole:
+            return self.n1 if self.symmetric else self.n1 + self.n2
+        return self.n1 + self.met
+
+    @property
+    def kept(self) -> int:
+        """Examples whose gradients are kept at one time."""
+        if self.whole:
+            return self.n1 if self.symmetric else self.n1 + self.n2
+        return self.rows + self.columns
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of examples that are computed, with blocks of equal sizes."""
+        met = self.met + (self.n1 if self.symmetric else 0)
+        return met * self.n1 // self.blocks
 
     def row_blocks(self) -> list[slice]:
         """Blocks of rows."""
@@ -109,39 +133,50 @@ class Schedule:
             for columns in self.column_blocks(rows):
                 yield Tile(rows, columns)
 
+    def held_bytes(self, work: Work) -> int:
+        """Memory of the gradients at rest."""
+        return self.kept * sum(self.bytes_of(t, work) for t in work.all_terms)
+
+    def bytes_of(self, t: Term, work: Work) -> int:
+        """Memory of a term of one example's gradient at rest."""
+        return t.written_bytes(work.out) if t in self.written_out else t.held_bytes(work.out)
+
+    def multiplying(self, t: Term, work: Work) -> float:
+        """Cost of all products of one term, and of writing it out where that is done once."""
+        written = t in self.written_out
+        size = self.rows, self.columns
+        tile = multiplying(t, *size, work.out, work.layout, written=written) + CALL
+        made = self.passages * making(t, work.out) if written else 0.0
+        return tile * self.pairs / (self.rows * self.columns) + made
+
+    def cost(self, work: Work) -> float:
+        """Of everything, in multiply-adds of a matrix product."""
+        products = sum(self.multiplying(t, work) for t in work.all_terms)
+        return self.passages * work.passed + products
+
 
 def schedule(work: Work, n1: int, n2: int, *, symmetric: bool, budget: int) -> Schedule:
-    """The cheapest sizes within `budget` bytes; one example at a time if even that is too much."""
-
-    def fits(rows: int, columns: int) -> bool:
-        held = rows if symmetric and rows >= n1 else rows + columns
-        return rows == columns == 1 or held * work.held_bytes(rows, columns) <= SHARE * budget
-
-    sizes = [(rows, columns) for rows in _sizes(n1) for columns in _sizes(n2)]
-    cost, rows, columns = min(
-        (_cost(work, n1, n2, *size, symmetric), *size) for size in sizes if fits(*size)
-    )
-    batch = int(budget * (1 - SHARE) / 2) // max(1, work.pass_bytes)
-    written = frozenset(t for t in work.all_terms if work.writes_out(t, rows, columns))
-    return Schedule(n1, n2, symmetric, rows, columns, max(1, batch), written, cost)
+    """The cheapest one within `budget` bytes; one example at a time if even that is too much."""
+    batch = max(1, int(budget * (1 - SHARE) / 2) // max(1, work.pass_bytes))
+    found = []
+    for rows, columns in itertools.product(_sizes(n1), _sizes(n2)):
+        for lavish, whole in itertools.product((False, True), repeat=2):
+            written = frozenset(
+                t for t in work.all_terms if work.writes_out(t, rows, columns, lavish=lavish)
+            )
+            order = Schedule(n1, n2, symmetric, rows, columns, whole, batch, written)
+            single = rows == columns == 1 and not (lavish or whole)
+            if single or order.held_bytes(work) <= SHARE * budget:
+                found.append(order)
+    return min(found, key=lambda order: (order.cost(work), order.kept))
 
 
 def schedule_diagonal(work: Work, n: int, budget: int) -> Schedule:
     """Blocks of examples for the kernel of each with itself."""
-    fitting = int(budget * SHARE) // max(1, work.held_bytes(1, 1))
-    single = schedule(work, 1, 1, symmetric=True, budget=budget)
-    rows = max(1, min(n, fitting, LARGEST))
-    return replace(single, n1=n, n2=n, rows=rows, columns=rows, cost=n * single.cost)
-
-
-def _cost(work: Work, n1: int, n2: int, rows: int, columns: int, symmetric: bool) -> float:
-    """Cost of passing every example as often as it is needed, and of all products."""
-    blocks = -(-n1 // rows)
-    met = sum(n2 - min(n2, (i + 1) * rows) for i in range(blocks)) if symmetric else blocks * n2
-    products = met / columns * work.multiplied(rows, columns)
-    if symmetric:
-        products += blocks * work.multiplied(rows, rows)
-    return (n1 + met) * work.passed + products
+    one = schedule(work, 1, 1, symmetric=True, budget=budget)
+    rows = min(n, LARGEST, int(budget * SHARE) // max(1, one.held_bytes(work)))
+    rows = max(1, rows)
+    return Schedule(n, n, True, rows, rows, False, one.batch, one.written_out)
 
 
 def _sizes(n: int) -> list[int]:
