@@ -10,9 +10,10 @@ with the cross terms of all uses of a weight, to which the same signs apply. The
 parameters are independent: what their features have in common vanishes in expectation.
 
 R_r and S_r are rows of Hadamard matrices with random signs of their columns, and the pairs of rows
-are drawn without replacement (TensorSRHT: Ahle et al., 2020, definition 15). A vector's
-coefficients cost a fast transform, and features that are as many as there are pairs hold the
-parameter's part of the kernel exactly. Over parameters l and m, with N_l pairs and
+are drawn without replacement (TensorSRHT: Ahle et al., 2020, definition 15), with a random sign
+for each feature of each parameter. All coefficients of a vector cost one fast transform; features
+that are as many as there are pairs hold the parameter's part of the kernel exactly. Over parameters
+l and m, with N_l pairs and
 f_l = r (N_l - r) / ((N_l - 1) dim) <= 1 for r = dim mod N_l,
 
     dim Var[phi . phi'] = sum_{l != m} (|J_l|^2 |J'_m|^2 + <J_l, J'_l> <J_m, J'_m>)
@@ -41,7 +42,7 @@ from torch import Tensor
 from tangency import examples, tiles
 from tangency.empirical.costs import WORKING_SET, Layout
 from tangency.empirical.engine import Engine
-from tangency.empirical.gradients import Explicit, Factors, Gradients, Rows
+from tangency.empirical.gradients import Factors, Gradients, Rows
 from tangency.empirical.hadamard import Block, Coefficients, UnitVectors, block, next_power, parity
 from tangency.empirical.placement import Place, Sides, matrix_shape, placed
 from tangency.examples import Examples
@@ -123,7 +124,7 @@ class _Written:
         return block(self.values.permute(3, 0, 1, 2), self.places + start, signs)
 
     def joined(self, signs: Tensor, stride: int) -> Block:
-        """Of (n, 1, positions) vectors that hold those of all k outputs, at places `stride` apart."""
+        """Of (n, 1, positions) vectors that hold those of all outputs, `stride` places apart."""
         k = self.values.shape[1]
         starts = stride * torch.arange(k, device=self.places.device)
         places = (starts[:, None] + self.places).flatten()
@@ -263,7 +264,8 @@ class Projection:
         picked = right.values.flatten(0, 1).index_select(0, index)
         dtype = picked.dtype
         above = parity(self.row_index & left.start, dtype)
-        return picked * (above * parity(self.column_index & right.start, dtype))[:, None, None]
+        beside = parity(self.column_index & right.start, dtype)
+        return picked * (above * beside * self.signs)[:, None, None]
 
     def _add(
         self, features: Tensor, down: _Vectors, along: _Written, transposed: bool, room: int
@@ -276,7 +278,7 @@ class Projection:
         for left, right in self._sides(first, second):
             for part in _slices(dim, step):
                 products = left.at(self.row_index[part]) * right.at(self.column_index[part])
-                features[part] += products.sum(-1)
+                features[part] += products.sum(-1) * self.signs[part, None, None]
 
     def _sides(
         self, rows: _Vectors, columns: _Vectors
