@@ -341,3 +341,26 @@ def test_random_state_and_dtype() -> None:
 def test_wrong_sizes_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InvalidInput, match="must be an integer"):
         kernel_of("mlp").features(case_of("mlp").data(2), **wrong)
+
+
+def test_parameters_without_dimensions_and_without_entries() -> None:
+    torch.manual_seed(0)
+    model = Lambda(
+        lambda m, x: m.a(x) * m.gain + m.none.sum(),
+        a=nn.Linear(4, 2),
+        gain=nn.Parameter(torch.tensor(2.0)),
+        none=nn.Parameter(torch.empty(0)),
+    )
+    x = real(4)(3)
+    kernel = EmpiricalKernel(model.double(), output=0, parameters=["gain", "none"])
+    phi = kernel.features(x, 2)
+    assert_equal(phi @ phi.T, kernel.ntk(x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_devices_share_a_projection() -> None:
+    model, x = convolutional(), torch.randn(4, 2, 6, 6)
+    expected = EmpiricalKernel(model).features(x, 32)
+    found = EmpiricalKernel(model.cuda()).features(x.cuda(), 32)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)
