@@ -242,18 +242,20 @@ class EmpiricalKernel:
         same seed gives the same projection for all data, batches and devices, so that features of
         different sets belong together, and a linear model on features stands for kernel regression.
 
-        Weights are projected from both sides where they are used (see `projections`; Park et al.,
-        2023, use one-sided projections of written-out gradients so). Written out are only the
-        gradients that the kernel has in no factors (scales, biases, and what no site serves), and
-        channels in groups, where they are smaller than their factors.
+        Weights are projected from both sides, (R . g)(S . a) for a cotangent g and an input a at
+        every site, and their gradients are never written out (TRAK, Park et al., 2023, projects
+        gradients that are). Written out and then projected are gradients that the kernel has in no
+        factors (scales, biases, what no site serves), of views that are no block of their
+        parameter's matrix, and of channels in groups where that is smaller than the factors.
 
-        An inner product deviates by its standard deviation, at most sqrt(8 Theta_ii Theta_jj / dim)
-        and near sqrt((Theta_ii Theta_jj + Theta_ij^2) / dim), the deviation of dense Gaussian
-        projections, where many parameters share in the kernel. For the Gram matrix
-        E|phi phi^T - Theta|_F^2 <= 8 tr(Theta)^2 / dim: relative to |Theta|_F, an error of
-        sqrt(8 / dim) tr(Theta) / |Theta|_F, which is between sqrt(8 / dim) and sqrt(8 n / dim).
-        The features of a parameter hold its part exactly where dim is a multiple of its size, rows
-        and columns (and outputs, of which the mean is taken) rounded up to powers of two.
+        An inner product deviates by at most sqrt(8 Theta_ii Theta_jj / dim) (standard deviation),
+        and hardly by more than sqrt((Theta_ii Theta_jj + Theta_ij^2) / dim), as for dense Gaussian
+        projections, where many parameters share in the kernel. For a Gram matrix the mean of
+        |phi phi^T - Theta|_F^2 is at most 8 tr(Theta)^2 / dim, so that the error relative to
+        |Theta|_F is sqrt(8 / dim) tr(Theta) / |Theta|_F: from sqrt(8 / dim), for a kernel of rank
+        one, to sqrt(8 n / dim). A parameter's own part is exact where dim is a multiple of its rows
+        times its columns (times outputs, for their mean), each rounded up to a power of two.
+        `tangency.empirical.projections` has the variance in closed form.
 
         Args:
             x: examples.
