@@ -134,15 +134,13 @@ def test_frozen_parameters_and_patterns() -> None:
 
 @pytest.mark.parametrize("output", ["full", "trace"])
 @pytest.mark.parametrize("name", ["mlp", "multi-head attention", "branch on data"])
-def test_tiles_change_nothing(name: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_nothing(name: str, output: str) -> None:
     x1, x2 = case_of(name).data(7), case_of(name).data(5)
-    operator = kernel_of(name, output=output).operator(x1, x2)
-    v = vectors(operator.shape[1], 4)
-    whole = operator @ v
-    monkeypatch.setattr(products, "tile_size", lambda bytes_per_example: 2)
-    monkeypatch.setattr(products, "MEMORY_BUDGET", 1)
-    assert operator._products.vectors_at_once == 1
-    assert_equal(operator @ v, whole, 1e-12)
+    whole = kernel_of(name, output=output).operator(x1, x2)
+    tiled = EmpiricalKernel(case_of(name).model(), output=output, memory=1).operator(x1, x2)
+    assert tiled._products.vectors_at_once == 1
+    v = vectors(whole.shape[1], 4)
+    assert_equal(tiled @ v, whole @ v, 1e-12)
 
 
 class Largest(TorchDispatchMode):
@@ -259,11 +257,10 @@ def test_dtypes() -> None:
     assert_equal((half @ v).double(), exact, 3e-2)
 
 
-def test_half_precision_sums_do_not_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_sums_do_not_stall() -> None:
     """A sum of 600 equal terms, which stops growing at 256 in bfloat16."""
-    monkeypatch.setattr(products, "tile_size", lambda bytes_per_example: 1)
     model, x = nn.Linear(1, 1, bias=False).bfloat16(), torch.ones(600, 1, dtype=torch.bfloat16)
-    product = EmpiricalKernel(model).operator(x) @ torch.ones(600)
+    product = EmpiricalKernel(model, memory=1).operator(x) @ torch.ones(600)
     assert torch.equal(product, torch.full((600,), 600.0).bfloat16().float())
 
 

@@ -12,7 +12,6 @@ from tangency.empirical.costs import Layout, Term, cheapest, costs
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.function import trainable
 from tangency.empirical.gradients import Factors
-from tangency.empirical.plan import tile_size
 from tangency.empirical.recording import Recording
 
 LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
@@ -104,13 +103,6 @@ def test_the_cheaper_path() -> None:
     assert cheapest(matrix(1024, 8, 8), 16, 16, 1, "trace") == "gradients"
     term = matrix(1, 100, 100)
     assert costs(term, 2, 3, 4, "full")["gram"] > costs(term, 2, 3, 4, "trace")["gram"]
-
-
-def test_tile_size_is_bounded() -> None:
-    assert tile_size(10**12) == 1
-    assert tile_size(1) == 512
-    assert tile_size(2**20, budget=2**30) == 512
-    assert tile_size(2**23, budget=2**30) == 64
 
 
 def test_a_graph_is_recorded_once_and_again_when_the_module_changes() -> None:

@@ -226,7 +226,7 @@ class EmpiricalKernel:
         with self._prepared(x1, x2, gradients=True) as (engine, first, second):
             parameters = trainable(named(self.model, self.parameters))
             return KernelOperator(
-                products.prepare(self._function, parameters, first, second),
+                products.prepare(self._function, parameters, first, second, memory=self.memory),
                 first,
                 second,
                 self._cotangents(engine, first),

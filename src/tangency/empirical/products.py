@@ -23,7 +23,6 @@ from tangency.empirical import probe
 from tangency.empirical.attention import elementary_attention
 from tangency.empirical.function import detached, evaluate
 from tangency.empirical.jacobian import by_autograd
-from tangency.empirical.plan import MEMORY_BUDGET, tile_size
 from tangency.empirical.probe import Probe
 from tangency.examples import Examples
 
@@ -48,6 +47,7 @@ class JacobianProducts:
         out: number of the module's outputs.
         dtype: of the module's outputs.
         value_bytes: bytes that the module keeps for a backward pass through one example.
+        memory: bytes that a product may take.
     """
 
     model: nn.Module
@@ -57,13 +57,14 @@ class JacobianProducts:
     out: int
     dtype: torch.dtype
     value_bytes: int
+    memory: int
 
     @property
     def vectors_at_once(self) -> int:
         """How many vectors of the size of the parameters the memory budget allows."""
         size = sum(p.numel() * max(p.element_size(), 4) for p in self.parameters.values())
         # What is accumulated, what a tile adds to it, and the copy in hand.
-        return max(1, MEMORY_BUDGET // (3 * max(size, 1)))
+        return max(1, self.memory // (6 * max(size, 1)))
 
     def transposed(self, x: Examples, cotangents: Tensor) -> ParameterVectors:
         """J^T u for m vectors u: `cotangents` (m, n, out). Sums are taken in float32 at least."""
@@ -92,7 +93,8 @@ class JacobianProducts:
 
     def _tiles(self, x: Examples, m: int) -> list[slice]:
         n = examples.count(x)
-        size = 1 if self.alone else tile_size(self.value_bytes * (m + 1))
+        fitting = self.memory // (4 * max(1, self.value_bytes * (m + 1)))
+        size = 1 if self.alone else max(1, min(_LARGEST_TILE, fitting))
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -197,6 +199,9 @@ _LAST = "gradients"
 
 _TRIALS = 3
 
+_LARGEST_TILE = 512
+"""Examples that go through the module at a time, at most."""
+
 _PATHS: dict[str, _Push] = {
     f"{path}{suffix}": _within(context, push)
     for path, push in (
@@ -209,7 +214,12 @@ _PATHS: dict[str, _Push] = {
 
 
 def prepare(
-    model: nn.Module, parameters: _Parameters, x1: Examples, x2: Examples | None
+    model: nn.Module,
+    parameters: _Parameters,
+    x1: Examples,
+    x2: Examples | None,
+    *,
+    memory: int,
 ) -> JacobianProducts:
     """Decide how the products are computed, and confirm it on three examples of the data.
 
@@ -221,7 +231,7 @@ def prepare(
     """
     found: list[JacobianProducts] = []
     for first, second in _excerpts(x1, x2):
-        products = _on_three(model, parameters, first, second)
+        products = _on_three(model, parameters, first, second, memory)
         if not products.alone and products.path != _LAST:
             return products
         found.append(products)
@@ -246,7 +256,7 @@ def _excerpts(x1: Examples, x2: Examples | None) -> list[tuple[Examples, Example
 
 
 def _on_three(
-    model: nn.Module, parameters: _Parameters, x1: Examples, x2: Examples | None
+    model: nn.Module, parameters: _Parameters, x1: Examples, x2: Examples | None, memory: int
 ) -> JacobianProducts:
     tried = probe.make(model, parameters, x1, x2)
     together = tried.batch is not None and tried.confirms_outputs(tried.batch)
@@ -264,6 +274,7 @@ def _on_three(
         out=tried.outputs.shape[1],
         dtype=tried.outputs.dtype,
         value_bytes=_value_bytes(model, tried.x, together),
+        memory=memory,
     )
     vectors, expected = trial_vectors(gradients)
     paths = (replace(trial, path=path) for path in _PATHS)
