@@ -29,6 +29,7 @@ def assemble(
     layout: Layout,
     blocks: Blocks,
     schedule: Schedule,
+    label: str,
 ) -> dict[str, Tensor]:
     """The matrices (n1, n2, *outputs) of all blocks; symmetric without `x2`."""
     columns_of = x1 if x2 is None else x2
@@ -47,7 +48,7 @@ def assemble(
         return kept[of_rows].part(part)
 
     steps = sum(_pairs(tile) for tile in schedule.tiles())
-    with tiles.progress("empirical kernel", steps) as advance:
+    with tiles.progress(label, steps) as advance:
         for rows in schedule.row_blocks():
             mine = features(True, rows)
             met = [rows] if symmetric else []

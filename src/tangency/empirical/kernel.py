@@ -379,13 +379,20 @@ class EmpiricalKernel:
     ) -> dict[str, Tensor]:
         cotangents, layout = self._cotangents(engine, x1), self._layout
         order = self._schedule(engine, x1, x2, len(cotangents))
-        return assemble(engine, x1, x2, cotangents, layout, blocks, order)
+        label = "empirical kernel"
+        work = engine.work(len(cotangents), layout)
+        if order.cost(work) > _LONG:
+            label += f", about {plan(engine, work, order, x1, cotangents).duration}"
+        return assemble(engine, x1, x2, cotangents, layout, blocks, order, label)
 
     def _schedule(self, engine: Engine, x1: Examples, x2: Examples | None, out: int) -> Schedule:
         n1, n2 = examples.count(x1), examples.count(x1 if x2 is None else x2)
         work = engine.work(out, self._layout)
         return schedule(work, n1, n2, symmetric=x2 is None, budget=self.memory)
 
+
+_LONG = 1e12
+"""Multiply-adds from which on the time is estimated before the work begins: some ten seconds."""
 
 _BOTH: Mapping[str, _Block] = {"nngp": nngp_block, "ntk": ntk_block}
 

@@ -69,6 +69,11 @@ class Plan:
     memory: int
     seconds: float
 
+    @property
+    def duration(self) -> str:
+        """The estimate of the time, in words."""
+        return _duration(self.seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """All attributes as plain Python objects."""
         return asdict(self)
@@ -83,7 +88,7 @@ class Plan:
         ]
         title = (
             f"NTK of {self.model}, {self.shape[0]} x {self.shape[1]} examples, "
-            f"outputs {self.layout!r}: about {_duration(self.seconds)} and "
+            f"outputs {self.layout!r}: about {self.duration} and "
             f"{self.memory / 2**30:.2f} GiB\n"
             f"tiles of {self.tile[0]} x {self.tile[1]} examples, {self.passages} passages of an "
             "example through the network"
