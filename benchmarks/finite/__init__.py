@@ -1,0 +1,1 @@
+"""What the benchmark of finite-width kernels (`empirical.py`) is made of."""
