@@ -399,6 +399,16 @@ CASES = [
         ),
         SEQUENCE,
     ),
+    # One of four tokens counts: its rows are those of the first three examples in either order.
+    Case(
+        "last of the tokens merged with the batch",
+        lambda: Lambda(
+            lambda m, x: m.b(m.a(x.reshape(-1, 3)).tanh()).reshape(x.shape[0], 4, 2)[:, -1],
+            a=linear(3, 5),
+            b=linear(5, 2),
+        ),
+        real(4, 3),
+    ),
     Case(
         "positions scrambled into the batch's place",
         lambda: Lambda(

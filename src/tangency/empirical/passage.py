@@ -45,7 +45,11 @@ class Passage:
 
     def merged(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether some of the calls' results have positions merged with the batch."""
-        return any(self._positions(node) > 1 for node in nodes)
+        return max(self.positions(nodes), default=1) > 1
+
+    def positions(self, nodes: Iterable[fx.Node]) -> set[int]:
+        """Numbers of positions that are merged with the batch in the calls' results."""
+        return {self._positions(node) for node in nodes}
 
     def of(self, node: fx.Node, order: Order) -> Tensor:
         """A value by example, (n, *shape), its batch dimension left with the positions that were
