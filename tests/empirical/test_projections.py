@@ -184,7 +184,9 @@ def convolutional() -> nn.Module:
     )
 
 
-def features_of_seeds(model: nn.Module, x: Examples, output: str, dim: int, seeds: range) -> Tensor:
+def features_of_seeds(
+    model: nn.Module, x: Examples, output: str | int, dim: int, seeds: range
+) -> Tensor:
     """(seeds, n, ...)."""
     kernel = EmpiricalKernel(model, output=output)
     with kernel._prepared(x, None, gradients=True) as (engine, data, _):
@@ -235,6 +237,7 @@ def fourth_moment(u: Tensor, v: Tensor) -> float:
 SHAPES = {"a": (3, 4), "b": (5,), "c": (8,), "d": (2, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "dim", "outputs"), [("a", 11, 1), ("abcd", 16, 1), ("abcd", 6, 2)]
 )
@@ -247,7 +250,7 @@ def test_variance_is_that_of_the_closed_form(names: str, dim: int, outputs: int)
     gradients["a"][0] += 2 * gradients["a"][1]
     for name in set(names) & set("bc"):  # one entry stands out, the same in both
         gradients[name][:, 0, 0] += 6
-    exact, variance = moments(gradients, dim, outputs)
+    exact, variance = moments(list(gradients.values()), dim, outputs)
 
     found = torch.empty(3000, dtype=torch.float64)
     for seed in range(len(found)):
@@ -255,26 +258,47 @@ def test_variance_is_that_of_the_closed_form(names: str, dim: int, outputs: int)
         for name, value in gradients.items():
             shape = torch.Size(SHAPES[name])
             drawn = Projection.drawn(name, shape, outputs, dim, seed, like=phi)
-            drawn.add_to(phi, Explicit(value.flatten(2)[None]), whole(shape), 2**20)
+            drawn.add_to(phi, [[Explicit(value.flatten(2)[None])]], [whole(shape)], 2**20)
         found[seed] = (phi[:, 0] * phi[:, 1]).sum() / dim
-    assert abs(float(found.mean()) - exact) < 4 * (variance / len(found)) ** 0.5
-    squares = (found - exact) ** 2
+    assert_moments(found, exact, variance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", [1, "trace"])
+def test_variance_of_a_networks_features_is_that_of_the_closed_form(output: str | int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, dim = real(3)(2), 10
+    rows = reference_jacobian(model, x)[1]
+    outputs = 2 if output == "trace" else 1
+    rows = rows / 2**0.5 if output == "trace" else rows[:, 1:]
+    parameters = list(model.parameters())
+    parts = rows.split([p.numel() for p in parameters], -1)
+    gradients = [g.unflatten(-1, p.shape) for g, p in zip(parts, parameters, strict=True)]
+    phi = features_of_seeds(model, x, output, dim, range(1500))
+    assert_moments((phi[:, 0] * phi[:, 1]).sum(-1), *moments(gradients, dim, outputs))
+
+
+def assert_moments(found: Tensor, mean: float, variance: float) -> None:
+    assert abs(float(found.mean()) - mean) < 4 * (variance / len(found)) ** 0.5
+    squares = (found - mean) ** 2
     error = float(squares.std()) / len(found) ** 0.5
     assert abs(float(squares.mean()) - variance) < 4 * error
     assert error < 0.1 * variance
 
 
-def moments(gradients: dict[str, Tensor], dim: int, outputs: int) -> tuple[float, float]:
-    """Mean and variance, as the module states them, of the product of two examples' features."""
-    columns = [torch.Size(SHAPES[name])[1:].numel() for name in gradients]
-    sides = zip(gradients.values(), columns, strict=True)
-    matrices = [value.reshape(2, -1, length) for value, length in sides]
+def moments(gradients: list[Tensor], dim: int, outputs: int) -> tuple[float, float]:
+    """Mean and variance, as the module states them, of the product of two examples' features.
+
+    `gradients` are (2, outputs, *shape), one for each parameter.
+    """
+    matrices = [value.reshape(2, -1, value.shape[3:].numel()) for value in gradients]
     inner = torch.stack([(u * v).sum() for u, v in matrices])
     norms = torch.stack([(m**2).sum((1, 2)) for m in matrices])
     crossed = norms[:, :1] * norms[:, 1] + inner[:, None] * inner
     total = float(crossed.sum() - crossed.trace())
-    for name, (u, v) in zip(gradients, matrices, strict=True):
-        count = pairs(torch.empty(SHAPES[name]), outputs)
+    for value, (u, v) in zip(gradients, matrices, strict=True):
+        count = pairs(value[0, 0], outputs)
         rest = dim % count
         share = rest * (count - rest) / ((count - 1) * dim)
         total += share * (fourth_moment(u, v) - float((u * v).sum()) ** 2)

@@ -31,7 +31,7 @@ A dense Gaussian projection of gradients that are written out has the first two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -91,9 +91,7 @@ def random_features(
             size = batch.stop - batch.start
             total = torch.zeros(dim, size, k // outputs, dtype=dtype, device=cotangents.device)
             for name, projection in projections.items():
-                for terms, place in zip(gradients[name], found[name], strict=True):
-                    for term in terms:
-                        projection.add_to(total, term, place, room)
+                projection.add_to(total, gradients[name], found[name], room)
             result[batch] = total.movedim(0, -1) * (outputs * dim) ** -0.5
             advance(size)
     return result[:, 0] if layout == "trace" else result
@@ -202,15 +200,27 @@ class Projection:
         sides = row_signs, column_signs, above, beside
         return cls(matrix_shape(shape), outputs, rows, *sides, feature_signs)
 
-    def add_to(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:
-        """Add those of a term of the gradients of n examples, times sqrt(outputs * dim).
+    def add_to(
+        self,
+        features: Tensor,
+        gradients: Sequence[Sequence[Gradients]],
+        places: Sequence[Place],
+        room: int,
+    ) -> None:
+        """Add those of the gradients of n examples, times sqrt(outputs * dim).
 
         Args:
             features: (dim, n, k), with k = 1 where outputs are projected together.
-            term: gradients; one problem, b = 1.
-            place: where in the parameter they lie.
+            gradients: for each piece of the parameter, the terms of its gradients; one problem,
+                b = 1.
+            places: where in the parameter the pieces lie.
             room: bytes of an intermediate.
         """
+        for terms, place in zip(gradients, places, strict=True):
+            for term in terms:
+                self._add_term(features, term, place, room)
+
+    def _add_term(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:
         if isinstance(term, Factors) and place.sides is not None:
             self._factors(features, term, place.sides, room)
         elif isinstance(term, Rows) and place.sides is not None:
