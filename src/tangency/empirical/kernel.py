@@ -55,10 +55,11 @@ class EmpiricalKernel:
     batch are refused. Data are a tensor, or a tuple or list (positional arguments) or a mapping
     (keyword arguments) of tensors with a common leading size n.
 
-    Gradients at linear layers are kept in factors, (input, cotangent) at each site of the recorded
-    graph, and contracted without ever forming an n x parameters matrix unless that is cheaper; all
-    other parameters take a per-example Jacobian by `torch.func`, or one example at a time where
-    that has no rule. Each path is held against plain autograd on three of the examples first.
+    The recorded graph is run once forward and once backward for each output, down to the sites at
+    which parameters meet data. Gradients stay in factors there, (input, cotangent), and are
+    contracted by Gram matrices or written out, whichever is cheaper (`plan`); parameters without a
+    site take per-example Jacobians by `torch.func`, or one example at a time where that has no
+    rule. Each path is held against plain autograd on three of the examples first.
     Large sets are computed in tiles that keep gradients and intermediates within `memory` bytes.
 
     The module stays as it was: mode, `.grad`, buffers, hooks, `requires_grad` and the state of the
