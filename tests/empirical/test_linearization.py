@@ -25,7 +25,8 @@ from empirical.cases import (
 )
 from empirical.displacement import assert_equal, each, moved, moved_copy
 from tangency import linearize
-from tangency.empirical import EmpiricalKernel, directional
+from tangency.empirical import EmpiricalKernel
+from tangency.empirical.linearized import directional
 from tangency.errors import InvalidInput, UnsupportedOperation
 
 DTYPE = torch.float64

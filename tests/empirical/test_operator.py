@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from empirical.cases import CASES, Case, Lambda, case_of, kernel_of, linear, real, reference
 from empirical.displacement import assert_equal
-from tangency.empirical import EmpiricalKernel, products
+from tangency.empirical import EmpiricalKernel
+from tangency.empirical.matrix_free import products
 from tangency.errors import InvalidInput, MissingDependency
 
 DTYPE = torch.float64
@@ -239,7 +240,7 @@ def test_linear_operator_between_two_sets() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "tangency.empirical.lazy_matrix", raising=False)
+    monkeypatch.delitem(sys.modules, "tangency.empirical.matrix_free.lazy_matrix", raising=False)
     monkeypatch.setitem(sys.modules, "linear_operator", None)
     with pytest.raises(MissingDependency, match=r"tangency\[linear-operator\]"):
         kernel_of("mlp").operator(real(4)(3)).to_linear_operator()

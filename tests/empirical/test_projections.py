@@ -25,9 +25,9 @@ from empirical.cases import (
 from tangency import examples
 from tangency.empirical import EmpiricalKernel
 from tangency.empirical.gradients import Explicit, Factors
-from tangency.empirical.hadamard import UnitVectors, block, transform
-from tangency.empirical.placement import Place, Sides
-from tangency.empirical.projections import Projection, random_features
+from tangency.empirical.random_features.hadamard import UnitVectors, block, transform
+from tangency.empirical.random_features.placement import Place, Sides
+from tangency.empirical.random_features.projections import Projection, random_features
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 

@@ -1,6 +1,6 @@
 """The kernel of a network at its present parameters, exact at finite width."""
 
 from tangency.empirical.kernel import EmpiricalKernel
-from tangency.empirical.linearization import linearize, taylor
+from tangency.empirical.linearized import linearize, taylor
 
 __all__ = ["EmpiricalKernel", "linearize", "taylor"]

@@ -255,8 +255,8 @@ def _fitting(group: Group, engine: Engine, seen: Passage, tried: Probe) -> list[
 def _reproduces(group: Group, engine: Engine, seen: Passage, tried: Probe) -> bool:
     try:
         gradient = group.explicit(seen, engine.parameters)
-    except RuntimeError:
-        # The operation's own derivative wants the whole batch: the module's own path serves it.
+    except Exception:
+        # An operation that cannot be taken apart by example: another path serves the parameter.
         return False
     return tried.confirms(group.name, gradient)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency import examples
-from tangency.empirical import losses, products, verification
+from tangency.empirical import losses, verification
 from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
 from tangency.empirical.costs import Layout
@@ -25,11 +25,12 @@ from tangency.empirical.function import (
     undisturbed,
     user_data,
 )
-from tangency.empirical.operator import KernelOperator
+from tangency.empirical.matrix_free import products
+from tangency.empirical.matrix_free.operator import KernelOperator
 from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen, described
 from tangency.empirical.planning import Plan, plan
 from tangency.empirical.probe import three
-from tangency.empirical.projections import random_features
+from tangency.empirical.random_features.projections import random_features
 from tangency.empirical.recording import Recording
 from tangency.empirical.schedule import Schedule, schedule, schedule_diagonal
 from tangency.empirical.verification import Verification
@@ -256,7 +257,7 @@ class EmpiricalKernel:
         |Theta|_F is sqrt(8 / dim) tr(Theta) / |Theta|_F: from sqrt(8 / dim), for a kernel of rank
         one, to sqrt(8 n / dim). A parameter's own part is exact where dim is a multiple of its rows
         times its columns (times outputs, for their mean), each rounded up to a power of two.
-        `tangency.empirical.projections` has the variance in closed form.
+        `tangency.empirical.random_features.projections` has the variance in closed form.
 
         Args:
             x: examples.

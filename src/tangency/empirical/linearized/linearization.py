@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tangency.empirical.calls import Call
-from tangency.empirical.directional import Expansion, expansion
 from tangency.empirical.function import named, refuse_training_effects, trainable
+from tangency.empirical.linearized.calls import Call
+from tangency.empirical.linearized.directional import Expansion, expansion
 from tangency.errors import InvalidInput
 
 __all__ = ["TaylorModel", "linearize", "taylor"]

@@ -6,7 +6,7 @@ import torch
 from linear_operator import LinearOperator
 from torch import Tensor
 
-from tangency.empirical.operator import KernelOperator
+from tangency.empirical.matrix_free.operator import KernelOperator
 
 __all__ = ["NTKLinearOperator"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tangency.empirical.attention import elementary_attention
-from tangency.empirical.calls import Call, Returned
-from tangency.empirical.products import ParameterVectors, agree, trial_vectors
+from tangency.empirical.linearized.calls import Call, Returned
+from tangency.empirical.matrix_free.attention import elementary_attention
+from tangency.empirical.matrix_free.products import ParameterVectors, agree, trial_vectors
 from tangency.errors import InvalidInput, UnsupportedOperation
 
 __all__ = ["Expansion", "expansion"]

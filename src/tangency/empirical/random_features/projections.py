@@ -43,8 +43,15 @@ from tangency import examples, tiles
 from tangency.empirical.costs import WORKING_SET, Layout
 from tangency.empirical.engine import Engine
 from tangency.empirical.gradients import Factors, Gradients, Rows
-from tangency.empirical.hadamard import Block, Coefficients, UnitVectors, block, next_power, parity
-from tangency.empirical.placement import Place, Sides, matrix_shape, placed
+from tangency.empirical.random_features.hadamard import (
+    Block,
+    Coefficients,
+    UnitVectors,
+    block,
+    next_power,
+    parity,
+)
+from tangency.empirical.random_features.placement import Place, Sides, matrix_shape, placed
 from tangency.examples import Examples
 
 __all__ = ["Projection", "random_features"]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical import probe
-from tangency.empirical.attention import elementary_attention
 from tangency.empirical.function import detached, evaluate
 from tangency.empirical.jacobian import by_autograd
+from tangency.empirical.matrix_free.attention import elementary_attention
 from tangency.empirical.probe import Probe
 from tangency.examples import Examples
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tangency import examples, tiles
 from tangency.empirical.function import undisturbed, user_module
-from tangency.empirical.products import JacobianProducts
+from tangency.empirical.matrix_free.products import JacobianProducts
 from tangency.errors import InvalidInput, MissingDependency
 from tangency.examples import Examples
 
@@ -165,7 +165,7 @@ class KernelOperator:
             MissingDependency: the package is not installed.
         """
         try:
-            from tangency.empirical.lazy_matrix import NTKLinearOperator
+            from tangency.empirical.matrix_free.lazy_matrix import NTKLinearOperator
         except ImportError as error:
             raise MissingDependency.for_extra("linear_operator", "linear-operator") from error
         return NTKLinearOperator.of(self)
