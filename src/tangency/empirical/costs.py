@@ -29,6 +29,10 @@ ELEMENTWISE = 8
 """Multiply-adds of a matrix product that take the time of one elementwise multiply-add (memory
 traffic)."""
 
+WEIGHTED = 32
+"""Multiply-adds of a matrix product that take the time of one entry of a Gram matrix over positions
+being made, weighted and summed (short strided rows), measured by `benchmarks/paths.py`."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -105,10 +109,10 @@ def costs(term: Term, rows: int, columns: int, out: int, layout: Layout) -> dict
     if term.kind == "written out" or term.groups > 1:
         return {"gradients": gradients}
     if term.kind == "rows":
-        same = pairs * term.positions**2 * ELEMENTWISE
-        gram = same + pairs * term.positions**2 * (outputs * term.width + ELEMENTWISE * products)
+        same = pairs * term.positions**2 * WEIGHTED
+        gram = same + pairs * term.positions**2 * (outputs * term.width + WEIGHTED * products)
         return {"gram": gram, "gradients": gradients}
-    each = term.inputs + outputs * term.width + ELEMENTWISE * products
+    each = term.inputs + outputs * term.width + WEIGHTED * products
     return {"gram": float(pairs * term.positions**2 * each), "gradients": gradients}
 
 
