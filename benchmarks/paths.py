@@ -33,7 +33,7 @@ Kind = Literal["linear", "conv", "grouped conv", "embedding"]
 
 SECTION = "paths"
 TARGET = 1.3
-LONG = 3e8
+LONG = 1.5e8
 """Predicted multiply-adds of the cheapest path beyond which a size is left out; a path that is
 predicted to take eight times the cheapest is taken as slower."""
 ROUNDS = 3

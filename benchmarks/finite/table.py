@@ -61,7 +61,7 @@ def beside(result: FiniteResult, side: Side) -> list[str]:
         *cost(other),
         f"**{ratio:.2f}**",
         speed_verdict(case, side, ratio),
-        f"{share:.2f}",
+        f"{share:.2f}" if other.memory > MEBIBYTE else "",
         "none" if small is None else f"{small:g}: {reached(share <= small)}",
         f"{result.differences[side]:.1e}",
     ]
