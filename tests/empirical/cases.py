@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tangency import examples
 from tangency.empirical import EmpiricalKernel
+from tangency.empirical.engine import Preparations
 from tangency.empirical.recording import Recording
 from tangency.examples import Examples
 
@@ -513,5 +514,5 @@ def kernel_of(name: str, **options: Any) -> EmpiricalKernel:
     """A kernel of the case's shared model, which no test may change."""
     model, recording = recorded(name)
     kernel = EmpiricalKernel(model, **options)
-    kernel._recording = recording
+    kernel._preparations = Preparations(recording)
     return kernel

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from empirical.cases import CASES, Case, case_of, real, recorded
+from tangency import EmpiricalKernel
 from tangency.empirical import contraction
+from tangency.empirical import engine as engine_module
 from tangency.empirical.costs import Layout, Term, cheapest, costs
 from tangency.empirical.engine import Engine, prepare
 from tangency.empirical.function import trainable
@@ -114,3 +116,44 @@ def test_a_graph_is_recorded_once_and_again_when_the_module_changes() -> None:
     assert recording.get(real(4)(7)) is first
     model[1].inplace = True
     assert recording.get(x) is not first
+
+
+class Listed(nn.Module):
+    """Reads a list that changes without a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scales = nn.Linear(4, 2).double(), [1.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).tanh() * self.scales[0]
+
+
+def test_paths_are_confirmed_once_and_after_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    real_prepare = engine_module.prepare
+    monkeypatch.setattr(
+        engine_module, "prepare", lambda *args: calls.append(args) or real_prepare(*args)
+    )
+    model, x = Listed(), real(4)(5)
+    kernel = EmpiricalKernel(model)
+
+    def as_new() -> bool:
+        return bool(torch.allclose(kernel.ntk(x), EmpiricalKernel(model).ntk(x), rtol=1e-12))
+
+    first = kernel.ntk(x)
+    torch.testing.assert_close(kernel.ntk(x[:3]), first[:3, :3])
+    assert len(calls) == 1
+    with torch.no_grad():
+        model.a.weight.mul_(2)
+    assert as_new()
+    assert len(calls) == 3  # the kernel's, and that of the new one
+    model.scales[0] = 3.0
+    assert as_new()
+    model.a.bias.requires_grad_(False)
+    assert as_new()
+    handle = model.a.register_forward_hook(lambda module, args, output: 2 * output)
+    assert as_new()
+    handle.remove()
+    assert as_new()
+    assert len(calls) == 11

@@ -89,7 +89,7 @@ def test_no_graph_no_pieces_and_the_same_features(name: str) -> None:
         kernel = kernel_of(name, output=output)
         expected = kernel.features(x, 7, seed=1)
         graphless = EmpiricalKernel(case_of(name).model(), output=output)
-        graphless._recording.get = lambda x: None  # type: ignore[method-assign]
+        graphless._preparations.recording.get = lambda x: None  # type: ignore[method-assign]
         assert_equal(graphless.features(x, 7, seed=1), expected)
 
 

@@ -13,7 +13,7 @@ from tangency.empirical import losses, verification
 from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
 from tangency.empirical.costs import Layout
-from tangency.empirical.engine import Engine, prepare
+from tangency.empirical.engine import Engine, Preparations
 from tangency.empirical.features import Features, nngp_block, ntk_block, ntk_blocks
 from tangency.empirical.function import (
     dictionaries,
@@ -108,7 +108,7 @@ class EmpiricalKernel:
         self.memory = memory
         self._choice = chosen(output)
         self._function = _function(model, self._choice)
-        self._recording = Recording(self._function)
+        self._preparations = Preparations(Recording(self._function))
 
     def __repr__(self) -> str:
         return (
@@ -348,12 +348,12 @@ class EmpiricalKernel:
             if self._choice.loss is not None:
                 # A recorded graph has no branches on data: then examples may go in batches.
                 few = self._weighted(three(first, second), together=False)
-                engine = prepare(self._function, parameters, few, None, self._recording)
+                engine = self._preparations.get(self._function, parameters, few, None)
                 together = engine.trace is not None
                 first = self._weighted(first, together=together)
                 second = None if second is None else self._weighted(second, together=together)
             else:
-                engine = prepare(self._function, parameters, first, second, self._recording)
+                engine = self._preparations.get(self._function, parameters, first, second)
             yield engine, first, second
 
     @staticmethod

@@ -11,7 +11,7 @@ from tangency.errors import TangencyError
 from tangency.examples import Examples
 from tangency.program.trace import Trace, trace
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "versions"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -28,7 +28,7 @@ class Recording:
 
     def get(self, x: Examples) -> Trace | None:
         """The graph for batches like `x`; None where `torch.export` cannot record the module."""
-        key = (_fingerprint(self._model), _kind(x))
+        key = self.key(x)
         if key != self._key:
             self.forget()
             try:
@@ -41,6 +41,10 @@ class Recording:
                 self.reason = str(error).splitlines()[0]
             self._key = key
         return self._trace
+
+    def key(self, x: Examples) -> object:
+        """What is equal for equal graphs."""
+        return _fingerprint(self._model), _kind(x)
 
     def forget(self) -> None:
         """Record anew at the next call."""
@@ -56,6 +60,32 @@ def _kind(x: Examples) -> object:
         if not isinstance(leaf, Tensor)
     )
     return pytree.tree_structure(x), tensors, plain
+
+
+def versions(model: nn.Module) -> object:
+    """What changes when a parameter or buffer is written to, frozen, or hooked; None where nothing
+    tells.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    if any(t.is_inference() for t in tensors):
+        return None
+    hooks = tuple(
+        tuple(map(id, hooked.values()))
+        for module in model.modules()
+        for name, hooked in vars(module).items()
+        if name.endswith("_hooks") and isinstance(hooked, dict)
+    )
+    written = tuple(
+        (
+            id(t),
+            t._version,
+            t.requires_grad,
+            t.data_ptr(),
+            *map(id, (t._backward_hooks or {}).values()),
+        )
+        for t in tensors
+    )
+    return written, hooks
 
 
 def _fingerprint(model: nn.Module) -> object:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tangency.empirical.costs import Layout, Term, cheapest, making, multiplying
 from tangency.tiles import Tile
@@ -40,15 +42,15 @@ class Work:
     out: int
     layout: Layout
 
-    @property
-    def all_terms(self) -> list[Term]:
-        """Every term."""
-        return [t for pieces in self.terms.values() for piece in pieces for t in piece]
+    @cached_property
+    def counted(self) -> Counter[Term]:
+        """How often terms of every size occur."""
+        return Counter(t for pieces in self.terms.values() for piece in pieces for t in piece)
 
     @property
     def passed(self) -> float:
         """Cost of one example's outputs and cotangents: forward, and backward for each output."""
-        return PASS * (1 + self.out) * sum(t.applied for t in self.all_terms)
+        return PASS * (1 + self.out) * sum(k * t.applied for t, k in self.counted.items())
 
     def writes_out(self, t: Term, rows: int, columns: int, *, lavish: bool) -> bool:
         """Whether the gradients of a term are written out once, not for every tile: they are wanted
@@ -135,7 +137,7 @@ class Schedule:
 
     def held_bytes(self, work: Work) -> int:
         """Memory of the gradients at rest."""
-        return self.kept * sum(self.bytes_of(t, work) for t in work.all_terms)
+        return self.kept * sum(k * self.bytes_of(t, work) for t, k in work.counted.items())
 
     def bytes_of(self, t: Term, work: Work) -> int:
         """Memory of a term of one example's gradient at rest."""
@@ -151,7 +153,7 @@ class Schedule:
 
     def cost(self, work: Work) -> float:
         """Of everything, in multiply-adds of a matrix product."""
-        products = sum(self.multiplying(t, work) for t in work.all_terms)
+        products = sum(k * self.multiplying(t, work) for t, k in work.counted.items())
         return self.passages * work.passed + products
 
 
@@ -162,7 +164,7 @@ def schedule(work: Work, n1: int, n2: int, *, symmetric: bool, budget: int) -> S
     for rows, columns in itertools.product(_sizes(n1), _sizes(n2)):
         for lavish, whole in itertools.product((False, True), repeat=2):
             written = frozenset(
-                t for t in work.all_terms if work.writes_out(t, rows, columns, lavish=lavish)
+                t for t in work.counted if work.writes_out(t, rows, columns, lavish=lavish)
             )
             order = Schedule(n1, n2, symmetric, rows, columns, whole, batch, written)
             single = rows == columns == 1 and not (lavish or whole)

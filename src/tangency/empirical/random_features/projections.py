@@ -89,7 +89,7 @@ def random_features(
     room = max(1, min(WORKING_SET, memory // 16))
     # Channels in groups have small matrices: often smaller than what they are made of.
     small = frozenset(
-        t for t in work.all_terms if t.groups > 1 and t.written_bytes(k) <= t.held_bytes(k)
+        t for t in work.counted if t.groups > 1 and t.written_bytes(k) <= t.held_bytes(k)
     )
     result = cotangents.new_empty(n, k // outputs, dim)
     with tiles.progress("random features", n) as advance:
