@@ -92,15 +92,17 @@ class Evaluation:
         output = self.output
         nngp = side.second_moment(output)
         ties = frozenset((a, a) for a in output.positions)
-        parts = []
-        for pairs in side.chunks(self._most_positions() ** 2):
+
+        def tangent(pairs: Pairs) -> Tensor:
             block = pairs.block(output, output, ties)
             assert block is not None
             shape = block.versine.shape if block.ntk is None else block.ntk.shape
             ntk = nngp.new_zeros(shape) if block.ntk is None else block.ntk
-            parts.append(ntk.expand(*(a.size for a in output.positions), -1))
+            return ntk.expand(*(a.size for a in output.positions), -1)
+
+        ntk = side.by_chunks(output, "diagonal", self._most_positions() ** 2, tangent)
         kernels = []
-        for kernel in (nngp, torch.cat(parts, -1)):
+        for kernel in (nngp, ntk):
             placed = to_positions(kernel, output.positions, self.positions)
             full = side.full(placed, self.positions).movedim(-1, 0)
             kernels.append(full.to(side.dtype).clone())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -40,8 +40,22 @@ Kind: TypeAlias = Literal["block", "moments"]
 
 Key: TypeAlias = "tuple[Kind, Value, Value, Ties]"
 
-Uses: TypeAlias = Mapping[Key, int]
-"""How often each covariance is asked for."""
+Askers: TypeAlias = "Mapping[Key, set[Key | None]]"
+"""The covariances for which each one is asked; None stands for whoever asks from outside."""
+
+
+class Uses:
+    """What each covariance is needed for, so that it can be forgotten when that is done.
+
+    Counts would not do: a computation that starts anew (`tangency.infinite.memory`) asks again.
+    """
+
+    def __init__(self, askers: Askers) -> None:
+        self.askers = askers
+        self.asks: dict[Key | None, list[Key]] = defaultdict(list)
+        for key, waiting in askers.items():
+            for asker in waiting:
+                self.asks[asker].append(key)
 
 
 class Pairs:
@@ -50,7 +64,7 @@ class Pairs:
     Args:
         rows, columns: the two sides; with `coincident` both are the same side and a block has one
             batch dimension, `(n,)`, otherwise two, `(n1, n2)`.
-        uses: if given, a covariance is forgotten when it has been asked for that often.
+        uses: if given, a covariance is forgotten when all that is made of it is there.
         like: pairs of the same examples whose covariances are the same where they are exact.
     """
 
@@ -67,7 +81,9 @@ class Pairs:
         self.columns = columns
         self.coincident = coincident
         self.uses = uses
-        self.asked: Counter[Key] = Counter()
+        self.asked: defaultdict[Key, set[Key | None]] = defaultdict(set)
+        self._done: set[Key | None] = set()
+        self._under_way: list[Key] = []
         self.flipped = False
         self.smooth = rows.smooth or columns.smooth
         self._memo: Memory = Memory(None if like is None else like._memo)
@@ -91,15 +107,26 @@ class Pairs:
         key = (kind, u, v, ties)
 
         def compute() -> Any:
-            covariance = self._compute(kind, u, v, layout)
+            self._under_way.append(key)
+            try:
+                covariance = self._compute(kind, u, v, layout)
+            finally:
+                self._under_way.pop()
             self.keep(key, covariance)
+            self._forget_parts(key)
             return covariance
 
-        covariance = self._memo.ask(key, compute)
-        self.asked[key] += 1
-        if self.uses is not None and self.asked[key] == self.uses[key]:
-            self.drop(self._memo.pop(key))
-        return covariance
+        self.asked[key].add(self._under_way[-1] if self._under_way else None)
+        return self._memo.ask(key, compute)
+
+    def _forget_parts(self, key: Key) -> None:
+        """Forget the covariances that were needed for the one under `key` and those before it."""
+        if self.uses is None:
+            return
+        self._done.add(key)
+        for part in self.uses.asks.get(key, ()):
+            if part in self._memo and self.uses.askers[part] <= self._done:
+                self.drop(self._memo.pop(part))
 
     def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
         """Of two values, the one of higher precedence expands."""

@@ -1,24 +1,17 @@
-"""What one evaluation of a block will need: how often each covariance, and how much memory.
+"""How large the tiles of an evaluation may be, and when its covariances are dropped.
 
-A trial run on tensors without data tells both. Covariances are then dropped after their last use,
-and tiles are made as large as cache and memory allow.
+A trial run on tensors without data tells both: tiles are as large as cache and memory allow.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from tangency.infinite.layout import Block, Layout, Moments
-from tangency.infinite.pairs import Key, Pairs, Uses
-from tangency.infinite.side import Side, SideTile
-from tangency.infinite.values.concrete import Concrete
-from tangency.infinite.values.value import Value
+from tangency.infinite.pairs import Pairs, Uses
+from tangency.infinite.side import MEMORY_BUDGET, Side, SideTile
+from tangency.infinite.trial import Trial
 from tangency.program.axes import size_of
 from tangency.program.capture import Program
 
@@ -27,18 +20,11 @@ __all__ = ["CACHED_PAIRS", "MEMORY_BUDGET", "EvaluationPlan", "examples_per_side
 CACHED_PAIRS = 512**2
 """Entries of one matrix of a tile: the few matrices that are alive at once stay in cache."""
 
-MEMORY_BUDGET = 2 << 30
-"""Bytes that the covariances of one tile may take together."""
-
 _DENSE_BYTES = 64
 """Bytes per entry of all covariances that are alive at once, where no trial run says it."""
 
 _MANY = 16
 """Pairs of examples in a tile from which its size need not be known better."""
-
-_WORKING = 4
-"""Temporary tensors of the largest size inside one rule."""
-
 
 _QUANTITIES = 6
 """Numbers per example, position and value that a side remembers."""
@@ -56,7 +42,7 @@ class EvaluationPlan:
     """Uses of each covariance, and entries and bytes per pair of examples.
 
     Attributes:
-        uses: how often each covariance is asked for; None if no trial run was made.
+        uses: what asks for each covariance; None if no trial run was made.
         largest: entries of the largest covariance.
         peak: bytes of all covariances that are alive at once.
     """
@@ -72,43 +58,6 @@ class EvaluationPlan:
         return max(1, math.isqrt(max(1, pairs)))
 
 
-class _Trial(SideTile):
-    """One example of a side, without its data."""
-
-    def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
-        return super().quantity(value, name, *args, wide=wide).to("meta")
-
-    def mean(self, value: Value) -> Tensor | None:
-        mean = super().mean(value)
-        return None if mean is None else mean.to("meta")
-
-    def number(self, number: float | Tensor, *, wide: bool = False) -> Tensor:
-        return super().number(number, wide=wide).to("meta")
-
-
-class _Measured(Pairs):
-    """Pairs that keep account of what is alive."""
-
-    alive = peak = largest = 0
-
-    def angles(self, u: Concrete, v: Concrete, layout: Layout) -> Tensor:
-        """Of the shape that angles have."""
-        sizes = [axis.size for axis in (*layout.left, *layout.free_right)]
-        return torch.empty(*sizes, 1, 1, dtype=self.dtype, device="meta")
-
-    def keep(self, key: Key, covariance: Block | Moments | None) -> None:
-        """Account for a covariance that is remembered."""
-        sizes = [t for t in covariance or () if t is not None]
-        self.alive += sum(t.numel() * t.element_size() for t in sizes)
-        self.largest = max([self.largest, *(t.numel() for t in sizes)])
-        working = _WORKING * max([0, *(t.numel() * t.element_size() for t in sizes)])
-        self.peak = max(self.peak, self.alive + working)
-
-    def drop(self, covariance: Block | Moments | None) -> None:
-        """Account for a covariance that is dropped."""
-        self.alive -= sum(t.numel() * t.element_size() for t in covariance or () if t is not None)
-
-
 def plan(
     evaluate: Callable[[Pairs], object], rows: Side, columns: Side, positions: int
 ) -> EvaluationPlan:
@@ -122,12 +71,8 @@ def plan(
     dense = positions**2
     if min(rows.count * columns.count, _MANY) * dense <= CACHED_PAIRS:
         return EvaluationPlan(None, dense, _DENSE_BYTES * dense)  # a trial run would cost more
-    sides = [_Trial(side, slice(0, 1)) for side in (rows, columns)]
-    try:
-        first = _Measured(*sides)
-        evaluate(first)
-        second = _Measured(*sides, uses=first.asked)
-        evaluate(second)
-    except (RuntimeError, NotImplementedError):  # a rule that looks at numbers
+    sides = [SideTile(side, slice(0, 1)) for side in (rows, columns)]
+    needs = Trial(*sides).needs(evaluate)
+    if needs is None:
         return EvaluationPlan(None, dense, _DENSE_BYTES * dense)
-    return EvaluationPlan(Counter(first.asked), max(1, second.largest), max(1, second.peak))
+    return EvaluationPlan(needs.uses, needs.largest, needs.peak)

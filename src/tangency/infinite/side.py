@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -18,6 +18,7 @@ from tangency.infinite.memory import Memory
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.roots import root
 from tangency.infinite.sampling.draws import Draws, NeedsSamples, Sampling
+from tangency.infinite.trial import Trial
 from tangency.infinite.values.scaled import Scaled
 from tangency.infinite.values.value import Value, to_positions
 from tangency.program.axes import BATCH, resolve, size_of
@@ -25,9 +26,12 @@ from tangency.program.capture import Program
 from tangency.program.operations import base_name
 from tangency.program.trace import location
 
-__all__ = ["DATA", "Side", "SideTile"]
+__all__ = ["DATA", "MEMORY_BUDGET", "Side", "SideTile"]
 
 T = TypeVar("T")
+
+MEMORY_BUDGET = 2 << 30
+"""Bytes that the covariances of one tile may take together."""
 
 CHUNK = 1 << 22
 """Entries of a block between the positions of single examples."""
@@ -65,7 +69,7 @@ class Side:
             self, self, coincident=True, like=None if like is None else like.pairs
         )
         self._pieces = pieces
-        self._open: dict[Value, list[Pairs]] = {}
+        self._open: dict[tuple[Value, str], _Chunks] = {}
         self._sampling = sampling
         self._memo: Memory = Memory(None if like is None else like._memo)
         self._earlier = None if like is None else like.draws.pairs
@@ -140,29 +144,32 @@ class Side:
         moment = self.pairs.moment(u, v, block, layout)
         return to_positions(moment, (*layout.left, *layout.free_right), positions)
 
-    def chunks(self, entries: int) -> Iterator[Pairs]:
-        """Coincident pairs of some examples at a time; `entries` is the size of one's block."""
-        if self.count * entries <= KEPT:
-            yield self.pairs
-            return
-        size = max(1, CHUNK // entries)
-        for start in range(0, self.count, size):
-            tile = SideTile(self, slice(start, min(start + size, self.count)))
-            yield Pairs(tile, tile, coincident=True)
-
-    def by_chunks(self, value: Value, entries: int, compute: Callable[[Pairs], Tensor]) -> Tensor:
+    def by_chunks(
+        self, value: Value, name: str, entries: int, compute: Callable[[Pairs], Tensor]
+    ) -> Tensor:
         """What `compute` makes of coincident pairs of some examples at a time, for all examples.
 
         Where it has to start anew (`tangency.infinite.memory`), it goes on from what was found.
+
+        Args:
+            value, name: what the result is called.
+            entries: size of the block of one example.
+            compute: gives `(..., n)`.
         """
-        if value not in self._open:
-            self._open[value] = list(self.chunks(entries))
+        key = (value, name)
+        if self.count * entries <= KEPT:
+            return torch.cat([compute(self.pairs)], dim=-1)
+        if key not in self._open:
+            self._open[key] = _Chunks(self)
+        open_ = self._open[key]
+        if not open_.planned:
+            open_.plan(entries, compute)
         parts = []
-        for k in range(len(self._open[value])):
-            key = (value, "chunk", k)
-            parts.append(self.memo(key, lambda k=k: compute(self._open[value][k])))  # type: ignore[misc]
-            self._open[value][k] = self.pairs  # the covariances of this chunk are not needed again
-        del self._open[value]
+        for k in range(len(open_.pairs)):
+            part = (*key, "chunk", k)
+            parts.append(self.memo(part, lambda k=k: compute(open_.pairs[k])))  # type: ignore[misc]
+            open_.pairs[k] = self.pairs  # the covariances of this chunk are not needed again
+        del self._open[key]
         return torch.cat(parts, dim=-1)
 
     # -- concrete values ---------------------------------------------------------------------
@@ -285,3 +292,27 @@ class SideTile:
     def number(self, number: float | Tensor, *, wide: bool = False) -> Tensor:
         """A scalar tensor."""
         return self.side.number(number, wide=wide)
+
+
+class _Chunks:
+    """Coincident pairs of some examples of a side at a time."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.planned = False
+        self.pairs: list[Pairs] = []
+        first = SideTile(side, slice(0, 1))
+        self._trial = Trial(first, first, coincident=True)
+
+    def plan(self, entries: int, compute: Callable[[Pairs], Tensor]) -> None:
+        """Take as many examples as fit into a quarter of the budget, with `entries` for each."""
+        needs = self._trial.needs(compute)
+        size = CHUNK // entries
+        if needs is not None:
+            size = min(size, MEMORY_BUDGET // 4 // needs.peak)
+        size, count = max(1, size), self.side.count
+        for start in range(0, count, size):
+            tile = SideTile(self.side, slice(start, min(start + size, count)))
+            uses = None if needs is None else needs.uses
+            self.pairs.append(Pairs(tile, tile, coincident=True, uses=uses))
+        self.planned = True

@@ -211,7 +211,7 @@ class Attended(Value):
             assert moments is not None
             return moments.moment.expand(*sizes, moments.moment.shape[-1])
 
-        return side.by_chunks(self, entries, moment)
+        return side.by_chunks(self, "second_moment", entries, moment)
 
     # -- pairs ---------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class Linear(OfSource):
         while isinstance(source, OfSource):  # sums go axis by axis: the first is the largest
             source = source.source
             size = max(size, size_of(source.positions))
-        moment = side.by_chunks(self, size**2, self._second_moment)
+        moment = side.by_chunks(self, "second_moment", size**2, self._second_moment)
         return side.full(moment.clamp_min(0), self.positions)
 
     def _second_moment(self, pairs: Pairs) -> Tensor:

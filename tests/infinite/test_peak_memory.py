@@ -1,0 +1,93 @@
+"""How much memory eager evaluation holds at once, counted by what PyTorch allocates."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tangency import InfiniteKernel
+from tangency.infinite import planning, side
+
+SIZE = 8
+BLOCK = SIZE**4 * 8
+"""Bytes of one float64 block between all positions of one pair of examples."""
+
+
+class Allocations(TorchDispatchMode):
+    """The peak of the bytes that tensors with data take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.total = self.peak = 0
+
+    def __torch_dispatch__(
+        self,
+        operation: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    self.total += storage.nbytes()
+                    weakref.finalize(storage, self._freed, storage._cdata)
+        self.peak = max(self.peak, self.total)
+        return result
+
+    def _freed(self, storage: int) -> None:
+        self.total -= self.alive.pop(storage)
+
+
+def pooled(depth: int) -> nn.Module:
+    """Convolutions and a mean over all positions."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(depth - 1):
+        layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)).double()
+
+
+def peak_blocks(depth: int, rows: int, columns: int) -> float:
+    """Peak of one kernel, in blocks of one pair of examples."""
+    x = torch.randn(rows + columns, 3, SIZE, SIZE, dtype=torch.float64)
+    kernel = InfiniteKernel(pooled(depth), x, compile=False)
+    with torch.no_grad(), Allocations() as allocations:
+        kernel.pair(x[:rows], x[rows:])
+    return allocations.peak / BLOCK
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images are treated as large ones are."""
+    monkeypatch.setattr(side, "KEPT", 1)
+    monkeypatch.setattr(side, "CHUNK", SIZE**4)
+    monkeypatch.setattr(planning, "CACHED_PAIRS", 1)
+
+
+@pytest.mark.parametrize("depth", [4, 12])
+def test_layers_do_not_add_up(depth: int) -> None:
+    """One layer after the other: some thirty blocks at once, those of a polynomial for the most."""
+    assert peak_blocks(depth, 1, 1) < 32
+
+
+def test_examples_do_not_add_up() -> None:
+    assert peak_blocks(4, 3, 4) < 36
+
+
+def test_chunks_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many examples at a time as fit into a quarter of the budget."""
+    monkeypatch.setattr(side, "CHUNK", 100 * SIZE**4)
+    monkeypatch.setattr(side, "MEMORY_BUDGET", 4 * 80 * BLOCK)
+    assert peak_blocks(4, 8, 1) < 85
