@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -80,7 +81,7 @@ def versions(model: nn.Module) -> object:
             id(t),
             t._version,
             t.requires_grad,
-            t.data_ptr(),
+            t.data_ptr() if t.layout is torch.strided else None,
             *map(id, (t._backward_hooks or {}).values()),
         )
         for t in tensors
