@@ -92,19 +92,16 @@ class Engine:
     def run(self, x: Examples, cotangents: Tensor) -> Passage:
         """Run the graph once, at least on two examples."""
         assert self.trace is not None
-        # `torch.export` takes the free batch size to be at least two.
-        batch = examples.concatenate(x, x) if examples.count(x) == 1 else x
         sites = [site for group in self.groups for site in group.sites]
         read = {node for site in sites for node in site.reads}
         calls = {site.node: None for site in sites}
-        return passage.run(self.trace, self.parameters, batch, read, calls, cotangents)
+        return passage.run(self.trace, self.parameters, _two(x), read, calls, cotangents)
 
     def is_up_to_date(self, x: Examples) -> bool:
         """Whether the graph gives the outputs of the module, on two examples of the data."""
         if self.trace is None:
             return True
-        few = examples.take(x, slice(0, 2))
-        batch = examples.concatenate(few, few) if examples.count(few) == 1 else few
+        batch = _two(examples.take(x, slice(0, 2)))
         none = torch.empty(0, self.out)
         recorded = passage.run(self.trace, self.parameters, batch, (), (), none).outputs
         return probe.agree(recorded, evaluate(self.model, batch).detach())
@@ -119,6 +116,11 @@ class Engine:
         # What the backward pass keeps, and the gradients while they are made.
         making = 2 * sum(t.held_bytes(out) for t in held)
         return Work(terms, 2 * self.value_bytes + making, out, layout)
+
+
+def _two(x: Examples) -> Examples:
+    """At least two examples: `torch.export` takes the free batch size to be no less."""
+    return examples.concatenate(x, x) if examples.count(x) == 1 else x
 
 
 def _at_rest(gradients: Gradients, written_out: Container[Term]) -> Gradients:

@@ -173,6 +173,8 @@ class EmpiricalKernel:
     ) -> dict[str, Tensor]:
         """The NTK as a sum: module -> the part of its parameters, in the layout of `ntk`.
 
+        Parameters that the model itself holds stand under the empty path.
+
         Args:
             x1: examples.
             x2: other examples.
