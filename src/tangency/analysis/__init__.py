@@ -10,6 +10,7 @@ from tangency.analysis.dynamics import (
     LinearizedTraining,
     Prediction,
 )
+from tangency.analysis.matrix import KernelMatrix, kernel_matrix
 from tangency.analysis.regime import (
     Evidence,
     Thresholds,
@@ -26,6 +27,7 @@ __all__ = [
     "Evidence",
     "GradientDescent",
     "GradientFlow",
+    "KernelMatrix",
     "LinearizedTraining",
     "Prediction",
     "Spectrum",
@@ -33,6 +35,7 @@ __all__ = [
     "Verdict",
     "alignment",
     "kernel_drift",
+    "kernel_matrix",
     "prediction_error",
     "spectrum",
     "target_alignment",

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from tangency.analysis.matrix import (
     ArrayLike,
+    Kernel,
     Targets,
     cross_matrix,
-    eigensystem,
     kernel_matrix,
     targets,
 )
@@ -98,7 +98,7 @@ class LinearizedTraining(ABC):
 
     def __init__(
         self,
-        K_train: ArrayLike,
+        K_train: Kernel,
         y_train: ArrayLike,
         learning_rate: float = 1.0,
         ridge: float = 0.0,
@@ -111,7 +111,7 @@ class LinearizedTraining(ABC):
         self.ridge = float(ridge)
         self._kernel = kernel_matrix(K_train, "K_train")
         self._targets = targets(y_train, self._kernel, "y_train")
-        self._system = eigensystem(self._kernel)
+        self._system = self._kernel.eigensystem
         self._check_positive()
         self._eigenvalues = torch.where(self._system.null, 0.0, self._system.values)
         stiffness = self._eigenvalues + self.ridge

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,9 @@ from tangency.errors import InvalidInput
 __all__ = [
     "ArrayLike",
     "Eigensystem",
+    "Kernel",
     "KernelMatrix",
+    "Lazy",
     "Targets",
     "cross_matrix",
     "eigensystem",
@@ -26,13 +30,42 @@ __all__ = [
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 """A torch tensor or a NumPy array of real numbers."""
 
+
+@runtime_checkable
+class Lazy(Protocol):
+    """A matrix that is stored or computed on demand, and read whole when it is needed.
+
+    Zarr and Dask arrays, h5py data sets, anything that NumPy can read.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, n) or (n, n, out, out)."""
+        ...
+
+    def __array__(self, dtype: Any = None) -> npt.NDArray[Any]: ...
+
+
+@runtime_checkable
+class _Dense(Protocol):
+    """A linear operator that can be written down (linear_operator, GPyTorch)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def to_dense(self) -> Tensor: ...
+
+
 ASYMMETRY_LIMIT = 1e-5
 """Largest |K - K^T| over the largest |K| that passes as rounding (single precision, many sums)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KernelMatrix:
     """A symmetric kernel matrix over n examples, flattened to two dimensions.
+
+    Made by `tangency.kernel_matrix`. Every analysis takes one in place of a tensor or array; those
+    that are given the same one share its eigendecomposition.
 
     Attributes:
         matrix: (N, N) float64, symmetric; N = n, or n * out with row index (example, output).
@@ -64,6 +97,25 @@ class KernelMatrix:
     def result(self, values: Tensor) -> Tensor:
         """`values` in the dtype and on the device of the kernel given."""
         return values.to(self.dtype).to(self.device)
+
+    @cached_property
+    def eigensystem(self) -> Eigensystem:
+        """Eigendecomposition, made at first need: analyses that share the object share it.
+
+        Raises:
+            InvalidInput: it would need more memory than the machine has.
+        """
+        return eigensystem(self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, n) or (n, n, out, out): that of the kernel given."""
+        n, out = self.examples, self.outputs
+        return (n, n) if out is None else (n, n, out, out)
+
+    def __repr__(self) -> str:
+        known = "factorised" if "eigensystem" in self.__dict__ else "not factorised yet"
+        return f"KernelMatrix({self.shape}, {self.dtype}, {known})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,16 +157,25 @@ class Eigensystem:
         return total * self.tolerance / largest if largest > 0 else 0.0
 
 
-def kernel_matrix(kernel: ArrayLike, name: str = "K") -> KernelMatrix:
+Kernel: TypeAlias = ArrayLike | Lazy | KernelMatrix
+"""What analyses take for a kernel: a tensor, an array, a stored or lazy matrix, or one that has
+been checked before, whose eigendecomposition is then shared."""
+
+
+def kernel_matrix(kernel: Kernel, name: str = "K") -> KernelMatrix:
     """Check and flatten the kernel matrix `kernel`, (n, n) or (n, n, out, out).
 
-    Gradients do not flow into the result. `name` is what the caller calls the matrix.
+    Pass the result to several analyses, and it is factorised once for all of them. What is stored
+    or lazy (a Zarr or Dask array, a `linear_operator`) is read whole. Gradients do not flow into
+    the result. `name` is what the caller calls the matrix.
 
     Raises:
         InvalidInput: not a tensor or array of real floating-point numbers, empty, not square,
-            NaN or infinite entries, or not symmetric.
+            NaN or infinite entries, not symmetric, or too large for the machine's memory.
     """
-    tensor = _real_tensor(kernel, name)
+    if isinstance(kernel, KernelMatrix):
+        return kernel
+    tensor = _real_tensor(_read(kernel, name), name)
     shape = tuple(tensor.shape)
     square = len(shape) in (2, 4) and shape[0] == shape[1] and shape[2:3] == shape[3:4]
     if not square:
@@ -138,7 +199,9 @@ def kernel_matrix(kernel: ArrayLike, name: str = "K") -> KernelMatrix:
     )
 
 
-def cross_matrix(kernel: ArrayLike, train: KernelMatrix, name: str = "K_test_train") -> Tensor:
+def cross_matrix(
+    kernel: ArrayLike | Lazy, train: KernelMatrix, name: str = "K_test_train"
+) -> Tensor:
     """Check and flatten a kernel between m test and the n training examples of `train`.
 
     Returns:
@@ -148,7 +211,7 @@ def cross_matrix(kernel: ArrayLike, train: KernelMatrix, name: str = "K_test_tra
         InvalidInput: not a tensor or array of real floating-point numbers, empty, NaN or
             infinite entries, or a shape that does not fit `train`.
     """
-    tensor = _real_tensor(kernel, name)
+    tensor = _real_tensor(_read(kernel, name), name)
     n, out = train.examples, train.outputs
     tail = (n,) if out is None else (n, out, out)
     if tensor.dim() == 0 or tuple(tensor.shape[1:]) != tail:
@@ -200,7 +263,11 @@ def eigensystem(kernel: KernelMatrix) -> Eigensystem:
     The tolerance adds the backward error of the factorisation, N eps64 |lambda|_max, and the
     error of entries computed with a few roundings each, 10 eps(dtype) |K|_F (Weyl: eigenvalues
     move by no more than the norm of the error).
+
+    Raises:
+        InvalidInput: the factorisation would need more memory than the machine has.
     """
+    _check_memory(len(kernel.matrix), FACTORISATION, "its eigendecomposition")
     ascending, vectors = torch.linalg.eigh(kernel.matrix)
     values = ascending.flip(0)
     largest = float(values.abs().max())
@@ -208,6 +275,49 @@ def eigensystem(kernel: KernelMatrix) -> Eigensystem:
     frobenius = largest * float((values / largest).norm()) if largest > 0 else 0.0
     factorisation = len(values) * torch.finfo(torch.float64).eps * largest
     return Eigensystem(values, vectors.flip(1), factorisation + 10 * kernel.rounding * frobenius)
+
+
+MATRICES = 3
+"""float64 matrices of size N x N alive while a kernel is checked and flattened."""
+
+FACTORISATION = 5
+"""The same while it is factorised: the matrix, its eigenvectors, and LAPACK's workspace."""
+
+
+def _check_memory(size: int, copies: int, purpose: str) -> None:
+    """Refuse what cannot fit into this machine, before the system kills the process."""
+    needed = 8 * copies * size**2
+    there = _physical_memory()
+    if there is not None and needed > there:
+        raise InvalidInput(
+            f"the kernel matrix has {size} rows: {purpose} needs about {needed / 2**30:.3g} GiB, "
+            f"and this machine has {there / 2**30:.3g} GiB. Take fewer examples, or ask for a part "
+            "of the spectrum, which needs products with the matrix only: "
+            "tangency.top_spectrum and tangency.spectral_density take operators."
+        )
+
+
+def _physical_memory() -> int | None:
+    """Bytes of memory of this machine, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return None
+
+
+def _read(kernel: ArrayLike | Lazy | _Dense, name: str) -> ArrayLike:
+    """What is stored or lazy, as an array; a tensor or array as it is."""
+    if isinstance(kernel, Tensor | np.ndarray):
+        return kernel
+    if not isinstance(kernel, _Dense | Lazy):
+        raise InvalidInput(
+            f"{name} is a {type(kernel).__name__}, but must be a torch tensor, a NumPy array, or "
+            "a stored or lazy matrix that NumPy can read."
+        )
+    shape = tuple(kernel.shape)
+    rows = [a * b for a, b in zip(shape[:2], shape[2:] or (1, 1), strict=False)]
+    _check_memory(max(rows, default=0), MATRICES, "reading it whole")
+    return kernel.to_dense() if isinstance(kernel, _Dense) else np.asarray(kernel)
 
 
 def _real_tensor(values: ArrayLike, name: str, hint: str = "convert it, e.g. .double()") -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tangency.analysis.matrix import ArrayLike, KernelMatrix, kernel_matrix, targets
+from tangency.analysis.matrix import ArrayLike, Kernel, KernelMatrix, kernel_matrix, targets
 from tangency.errors import InvalidInput
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 Regime: TypeAlias = Literal["lazy", "between", "feature learning"]
 
 
-def kernel_drift(K0: ArrayLike, K1: ArrayLike) -> float:
+def kernel_drift(K0: Kernel, K1: Kernel) -> float:
     """Relative change |K1 - K0|_F / |K0|_F of a kernel matrix, (n, n) or (n, n, out, out).
 
     Raises:
@@ -43,7 +43,7 @@ def kernel_drift(K0: ArrayLike, K1: ArrayLike) -> float:
     return float((second.matrix - first.matrix).norm()) / scale
 
 
-def alignment(K0: ArrayLike, K1: ArrayLike) -> float:
+def alignment(K0: Kernel, K1: Kernel) -> float:
     """Cosine <K0, K1>_F / (|K0|_F |K1|_F) of the angle between two kernel matrices.
 
     It does not see a change of scale; between positive semi-definite matrices it is in [0, 1].
@@ -55,7 +55,7 @@ def alignment(K0: ArrayLike, K1: ArrayLike) -> float:
     return _cosine(first.matrix, second.matrix, ("K0", "K1"))
 
 
-def target_alignment(K: ArrayLike, y: ArrayLike, centered: bool = False) -> float:
+def target_alignment(K: Kernel, y: ArrayLike, centered: bool = False) -> float:
     """Alignment of a kernel matrix with the ideal kernel y y^T of the targets.
 
     <K, y y^T>_F / (|K|_F |y y^T|_F) (Cristianini et al. 2001); `centered` subtracts the mean
@@ -275,7 +275,7 @@ def _vote(value: float, lazy: float, feature: float) -> Regime:
     return "feature learning" if value >= feature else "between"
 
 
-def _pair(K0: ArrayLike, K1: ArrayLike) -> tuple[KernelMatrix, KernelMatrix]:
+def _pair(K0: Kernel, K1: Kernel) -> tuple[KernelMatrix, KernelMatrix]:
     first, second = kernel_matrix(K0, "K0"), kernel_matrix(K1, "K1")
     if (first.examples, first.outputs) != (second.examples, second.outputs):
         raise InvalidInput(f"K0 has shape {tuple(K0.shape)}, but K1 {tuple(K1.shape)}.")

@@ -11,8 +11,8 @@ from torch import Tensor
 from tangency.analysis.matrix import (
     ArrayLike,
     Eigensystem,
+    Kernel,
     KernelMatrix,
-    eigensystem,
     kernel_matrix,
 )
 from tangency.analysis.matrix import targets as check_targets
@@ -147,7 +147,7 @@ class Spectrum:
         return "\n".join(lines)
 
 
-def spectrum(K: ArrayLike, targets: ArrayLike | None = None) -> Spectrum:
+def spectrum(K: Kernel, targets: ArrayLike | None = None) -> Spectrum:
     """Eigenmodes of the kernel matrix `K`, and the targets' power in them.
 
     Args:
@@ -164,7 +164,7 @@ def spectrum(K: ArrayLike, targets: ArrayLike | None = None) -> Spectrum:
     """
     kernel = kernel_matrix(K, "K")
     labels = None if targets is None else check_targets(targets, kernel, "targets")
-    system = eigensystem(kernel)
+    system = kernel.eigensystem
     power = None if labels is None else _power(system, kernel.flatten(labels.values))
     return _assemble(kernel, system, power)
 
