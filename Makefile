@@ -13,7 +13,7 @@ ZOO_VENV  := .venv-zoo
 ZOO_READY := $(ZOO_VENV)/.ready
 CHECK     :=
 
-.PHONY: help study test lint docs tutorial bench coverage real-models clean
+.PHONY: help study test lint docs tutorial examples bench coverage real-models clean
 
 help:       ## What can be made
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1	/' | expand -t 20
@@ -39,6 +39,12 @@ docs: $(READY)      ## The documentation, into site/
 tutorial: $(READY)  ## Run the pages that are scripts; their claims are assertions
 	$(BIN)/python docs/tutorial.py
 	$(BIN)/python docs/extending.py
+
+# Two at a time, one thread each: every claim of the theory, run and asserted.
+EXAMPLES := $(filter-out examples/gallery.py,$(wildcard examples/*.py))
+FIGURES  := docs/figures
+examples: $(READY)  ## Run the examples, whose claims are assertions, and write their figures for the documentation
+	printf '%s\n' $(EXAMPLES) | OMP_NUM_THREADS=1 xargs -P 2 -I{} $(BIN)/python {} --json $(FIGURES)
 
 bench: $(READY)     ## Speed, beside the neural-tangents library
 	$(BIN)/python benchmarks/run.py

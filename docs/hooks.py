@@ -1,4 +1,4 @@
-"""Two steps of the documentation build: the tutorial page from its script, and formulas as MathML.
+"""Steps of the documentation build: pages from scripts, figures, and formulas as MathML.
 
 Formulas become MathML when the pages are built, so that they need neither a script nor a network
 to be read, and a formula that cannot be parsed fails the build.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from math_core import LatexToMathML
+
+sys.path.insert(0, str(Path(__file__).parent))
+import example_pages
 
 CONVERTER = LatexToMathML()
 SCRIPT = "<!-- script: "
@@ -21,13 +25,19 @@ FORMULA = re.compile(
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the named script's narrative and code in the place of its marker."""
+    """Put scripts, examples and figures in the places of their markers."""
+    markdown = example_pages.expand(markdown, "../" * page.url.count("/") or ".")
     if SCRIPT not in markdown:
         return markdown
     before, rest = markdown.split(SCRIPT, 1)
     name, after = rest.split(" -->", 1)
     script = Path(page.file.abs_src_path).with_name(name)
     return before + _narrate(script.read_text(encoding="utf-8")) + after
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Put plotly.js beside the pages, which load nothing from elsewhere."""
+    example_pages.write_library(Path(config["site_dir"]))
 
 
 def on_page_content(content: str, **_: Any) -> str:
