@@ -27,6 +27,7 @@ FIGURES = {
     "training_loss",
     "test_loss",
     "drift",
+    "outputs",
 }
 FLAGS = (
     "--headless",

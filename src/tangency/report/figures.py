@@ -1,25 +1,31 @@
-"""The figures, as Plotly's own JSON: {"data": traces, "layout": layout}.
-
-Colours that depend on the reader's light or dark scheme are written as names (`@ink`, `@muted`,
-`@line`, `@paper`), which the page replaces when it draws.
-"""
+"""The figures of the report, as Plotly's own JSON: see `tangency.report.style`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tangency.analysis import Spectrum
+from tangency.drawing import EMPIRICAL, INFINITE
+from tangency.report.slider import outputs_in_time
+from tangency.report.style import (
+    ACTUAL,
+    Figure,
+    horizontal,
+    layout,
+    line,
+    logarithmic,
+    note,
+    numbers,
+    points,
+    small,
+)
 from tangency.study import Study
 
-__all__ = ["Figure", "all_figures"]
+__all__ = ["all_figures"]
 
-Figure: TypeAlias = dict[str, Any]
-
-ACTUAL, EMPIRICAL, INFINITE = "@ink", "#3a8fc4", "#d9822b"
 HEAT_EXAMPLES = 160
 MODES_SHOWN = 400
 
@@ -35,6 +41,7 @@ def all_figures(study: Study) -> dict[str, Figure]:
         "training_loss": _losses(study, "train"),
         "test_loss": _losses(study, "test"),
         "drift": _drift(study),
+        "outputs": outputs_in_time(study),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -58,7 +65,7 @@ def _heat_map(study: Study, kernel: Tensor | None) -> Figure | None:
         "zmin": low,
         "zmax": high,
         "colorscale": [[0, "#f4f1ea"], [0.35, "#b9d0dd"], [0.7, "#4f8db3"], [1, "#12344d"]],
-        "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "x": 1.02, "tickfont": _small()},
+        "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "x": 1.02, "tickfont": small()},
         "hovertemplate": "%{y} with %{x}<br>kernel %{z:.3f}<extra></extra>",
     }
     if data.labels_train is not None:
@@ -69,9 +76,9 @@ def _heat_map(study: Study, kernel: Tensor | None) -> Figure | None:
         )
     axis = {"showgrid": False, "zeroline": False, "ticks": "", "constrain": "domain"}
     axis |= _class_ticks(study, chosen)
-    layout = _layout("", "", margin={"l": 30, "r": 40, "t": 8, "b": 28})
-    layout |= {"xaxis": axis, "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"}}
-    return {"data": [trace], "layout": layout}
+    drawn = layout("", "", margin={"l": 30, "r": 40, "t": 8, "b": 28})
+    drawn |= {"xaxis": axis, "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"}}
+    return {"data": [trace], "layout": drawn}
 
 
 def _picked(kernel: Tensor, chosen: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def _class_ticks(study: Study, chosen: Tensor) -> Figure:
     return {
         "tickvals": [place for _, place in shown],
         "ticktext": [name[:12] for name, _ in shown],
-        "tickfont": _small(),
+        "tickfont": small(),
     }
 
 
@@ -100,14 +107,14 @@ def _convergence(study: Study) -> Figure | None:
     widths = found.widths.tolist()
     repeated = [w for w in widths for _ in range(found.errors.shape[1])]
     traces = [
-        _points(repeated, _numbers(found.errors.flatten()), "one network", EMPIRICAL),
-        _line(widths, _numbers(found.mean), "mean", EMPIRICAL),
-        _line(widths, _numbers(found.guide), "1 / √width", "@muted", dash="dot"),
+        points(repeated, numbers(found.errors.flatten()), "one network", EMPIRICAL),
+        line(widths, numbers(found.mean), "mean", EMPIRICAL),
+        line(widths, numbers(found.guide), "1 / √width", "@muted", dash="dot"),
     ]
-    layout = _layout("width of the hidden layers", "relative distance to the limit")
-    layout["xaxis"] |= {"type": "log", "tickvals": widths, "ticktext": [str(w) for w in widths]}
-    layout["yaxis"] |= _logarithmic(found.errors.flatten().tolist())
-    return {"data": traces, "layout": layout}
+    drawn = layout("width of the hidden layers", "relative distance to the limit")
+    drawn["xaxis"] |= {"type": "log", "tickvals": widths, "ticktext": [str(w) for w in widths]}
+    drawn["yaxis"] |= logarithmic(found.errors.flatten().tolist())
+    return {"data": traces, "layout": drawn}
 
 
 def _spectrum(study: Study) -> Figure:
@@ -120,20 +127,20 @@ def _spectrum(study: Study) -> Figure:
     for modes, name, colour in spectra:
         values = modes.eigenvalues[: _positive(modes)].double()
         seen += [float(values[0]), float(values[-1])]
-        line = _line(list(range(1, len(values) + 1)), _numbers(values), name, colour)
-        line["customdata"] = _numbers(n / (rate * values))
-        line["hovertemplate"] = (
+        drawn = line(list(range(1, len(values) + 1)), numbers(values), name, colour)
+        drawn["customdata"] = numbers(n / (rate * values))
+        drawn["hovertemplate"] = (
             "mode %{x}<br>eigenvalue %{y:.3g}<br>learned in %{customdata:.3g} steps"
         )
-        traces.append(line)
+        traces.append(drawn)
     low, high = math.log10(min(seen)) - 0.2, math.log10(max(seen)) + 0.2
     ends = n / (rate * int(study.check.steps[-1]))
     shift = math.log10(n / rate)
-    layout = _layout("mode, from the fastest to the slowest", "eigenvalue")
-    layout["margin"]["r"] = 56
-    layout["xaxis"] |= {"type": "log", "dtick": 1}
-    layout["yaxis"] |= {"type": "log", "range": [low, high], "dtick": 1, "exponentformat": "power"}
-    layout["yaxis2"] = layout["yaxis"] | {
+    drawn = layout("mode, from the fastest to the slowest", "eigenvalue")
+    drawn["margin"]["r"] = 56
+    drawn["xaxis"] |= {"type": "log", "dtick": 1}
+    drawn["yaxis"] |= {"type": "log", "range": [low, high], "dtick": 1, "exponentformat": "power"}
+    drawn["yaxis2"] = drawn["yaxis"] | {
         "title": {"text": "learning time in steps"},
         "overlaying": "y",
         "side": "right",
@@ -144,9 +151,9 @@ def _spectrum(study: Study) -> Figure:
     traces.append({"x": [1], "y": [n / rate / seen[0]], "yaxis": "y2", "opacity": 0})
     traces[-1] |= {"showlegend": False, "hoverinfo": "skip", "type": "scatter", "mode": "markers"}
     if low < math.log10(ends) < high:
-        layout["shapes"] = [_horizontal(ends)]
-        layout["annotations"] = [_note("training ends here", math.log10(ends))]
-    return {"data": traces, "layout": layout}
+        drawn["shapes"] = [horizontal(ends)]
+        drawn["annotations"] = [note("training ends here", math.log10(ends))]
+    return {"data": traces, "layout": drawn}
 
 
 def _positive(modes: Spectrum) -> int:
@@ -165,7 +172,7 @@ def _power(study: Study) -> Figure:
         "type": "scatter",
         "mode": "markers",
         "x": count,
-        "y": _numbers(share[:shown]),
+        "y": numbers(share[:shown]),
         "name": "in one mode",
         "marker": {"color": EMPIRICAL, "size": 5, "opacity": 0.55},
         "hovertemplate": "mode %{x}: %{y:.2%}<extra></extra>",
@@ -174,17 +181,17 @@ def _power(study: Study) -> Figure:
     if study.spectrum_infinite is not None:
         name = "up to a mode, infinitely wide"
         traces.append(_share_line(study.spectrum_infinite, shown, name, INFINITE))
-    layout = _layout("mode, from the fastest to the slowest", "share of the targets")
-    layout["xaxis"] |= {"type": "log", "dtick": 1}
-    layout["yaxis"] |= {"tickformat": ".0%", "range": [0, 1.02]}
-    return {"data": traces, "layout": layout}
+    drawn = layout("mode, from the fastest to the slowest", "share of the targets")
+    drawn["xaxis"] |= {"type": "log", "dtick": 1}
+    drawn["yaxis"] |= {"tickformat": ".0%", "range": [0, 1.02]}
+    return {"data": traces, "layout": drawn}
 
 
 def _share_line(modes: Spectrum, shown: int, name: str, colour: str) -> Figure:
     assert modes.cumulative_power is not None
-    values = _numbers(modes.cumulative_power[:shown])
-    line = _line(list(range(1, shown + 1)), values, name, colour)
-    return line | {"hovertemplate": "first %{x} modes: %{y:.1%}<extra></extra>"}
+    values = numbers(modes.cumulative_power[:shown])
+    drawn = line(list(range(1, shown + 1)), values, name, colour)
+    return drawn | {"hovertemplate": "first %{x} modes: %{y:.1%}<extra></extra>"}
 
 
 def _losses(study: Study, part: str) -> Figure | None:
@@ -200,115 +207,40 @@ def _losses(study: Study, part: str) -> Figure | None:
     traces = []
     for values, name, (colour, dash, width) in zip(series, names, styles, strict=True):
         if values is not None:
-            line = _line(steps, _numbers(values[1:]), name, colour, dash=dash)
-            line["line"]["width"] = width
-            line["opacity"] = 0.35 if name == "actual" else 1
-            line["hovertemplate"] = "step %{x}: %{y:.4g}"
-            traces.append(line)
+            drawn = line(steps, numbers(values[1:]), name, colour, dash=dash)
+            drawn["line"]["width"] = width
+            drawn["opacity"] = 0.35 if name == "actual" else 1
+            drawn["hovertemplate"] = "step %{x}: %{y:.4g}"
+            traces.append(drawn)
     if not traces:
         return None
-    layout = _layout("step of gradient descent", "loss")
-    layout["xaxis"] |= {"type": "log", "dtick": 1}
-    layout["yaxis"] |= _logarithmic([y for trace in traces for y in trace["y"] if y])
-    return {"data": traces, "layout": layout}
+    drawn = layout("step of gradient descent", "loss")
+    drawn["xaxis"] |= {"type": "log", "dtick": 1}
+    drawn["yaxis"] |= logarithmic([y for trace in traces for y in trace["y"] if y])
+    return {"data": traces, "layout": drawn}
 
 
 def _drift(study: Study) -> Figure:
     check = study.check
     steps = check.kernel_steps.tolist()[1:]
     marks = check.verdict.thresholds
-    drift = _line(steps, _numbers(check.kernel_drift[1:]), "change of the kernel", EMPIRICAL)
-    error = _line(
-        check.steps.tolist()[1:], _numbers(check.prediction_error[1:]), "miss on training", INFINITE
+    drift = line(steps, numbers(check.kernel_drift[1:]), "change of the kernel", EMPIRICAL)
+    error = line(
+        check.steps.tolist()[1:], numbers(check.prediction_error[1:]), "miss on training", INFINITE
     )
     traces = [drift, error]
     if check.test_prediction_error is not None:
-        values = _numbers(check.test_prediction_error[1:])
-        traces.append(_line(check.steps.tolist()[1:], values, "miss on test", INFINITE, dash="dot"))
-    for line in traces:
-        line["hovertemplate"] = "step %{x}: %{y:.2%}"
-    layout = _layout("step of gradient descent", "relative size")
-    layout["xaxis"] |= {"type": "log", "dtick": 1}
-    layout["yaxis"] |= {"type": "log", "dtick": 1, "tickformat": "~%"}
+        values = numbers(check.test_prediction_error[1:])
+        traces.append(line(check.steps.tolist()[1:], values, "miss on test", INFINITE, dash="dot"))
+    for trace in traces:
+        trace["hovertemplate"] = "step %{x}: %{y:.2%}"
+    drawn = layout("step of gradient descent", "relative size")
+    drawn["xaxis"] |= {"type": "log", "dtick": 1}
+    drawn["yaxis"] |= {"type": "log", "dtick": 1, "tickformat": "~%"}
     # Both pairs of marks are the same numbers unless they were chosen otherwise.
-    layout["shapes"] = [_horizontal(marks.lazy_drift), _horizontal(marks.feature_drift)]
-    layout["annotations"] = [
-        _note("lazy below", math.log10(marks.lazy_drift)),
-        _note("feature learning above", math.log10(marks.feature_drift)),
+    drawn["shapes"] = [horizontal(marks.lazy_drift), horizontal(marks.feature_drift)]
+    drawn["annotations"] = [
+        note("lazy below", math.log10(marks.lazy_drift)),
+        note("feature learning above", math.log10(marks.feature_drift)),
     ]
-    return {"data": traces, "layout": layout}
-
-
-def _line(
-    x: list[Any], y: list[float | None], name: str, colour: str, *, dash: str = "solid"
-) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": x,
-        "y": y,
-        "name": name,
-        "line": {"color": colour, "width": 2, "dash": dash},
-    }
-
-
-def _points(x: list[Any], y: list[float | None], name: str, colour: str) -> Figure:
-    marker = {"color": colour, "size": 6, "opacity": 0.45}
-    return {"type": "scatter", "mode": "markers", "x": x, "y": y, "name": name, "marker": marker}
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    """Five digits are more than a screen shows; what is not finite is left out."""
-    found = values.detach().cpu().double().tolist()
-    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in found]
-
-
-def _logarithmic(values: list[float]) -> Figure:
-    """A logarithmic axis with ticks at 1, 2, 5 where the values span enough of them."""
-    wide = bool(values) and max(values) > 4 * min(values)
-    ticks = {"dtick": "D2"} if wide else {"nticks": 6}
-    return {"type": "log", "tickformat": ".2~g", **ticks}
-
-
-def _horizontal(y: float) -> Figure:
-    line = {"color": "@muted", "width": 1, "dash": "dot"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
-
-
-def _note(text: str, log_y: float) -> Figure:
-    return {
-        "text": text,
-        "xref": "paper",
-        "x": 0.01,
-        "xanchor": "left",
-        "y": log_y,
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 11, "color": "@muted"},
-    }
-
-
-def _small() -> Figure:
-    return {"size": 10, "color": "@muted"}
-
-
-def _layout(x: str, y: str, margin: dict[str, int] | None = None) -> Figure:
-    axis = {
-        "gridcolor": "@line",
-        "linecolor": "@line",
-        "zeroline": False,
-        "tickfont": {"size": 11, "color": "@muted"},
-        "automargin": True,
-    }
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@ink"},
-        "margin": margin or {"l": 56, "r": 12, "t": 36, "b": 48},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
-        "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@line", "font": {"color": "@ink"}},
-        "hovermode": "closest",
-        "dragmode": False,
-        "xaxis": axis | {"title": {"text": x, "standoff": 8}},
-        "yaxis": axis | {"title": {"text": y, "standoff": 8}},
-    }
+    return {"data": traces, "layout": drawn}

@@ -44,6 +44,7 @@ def everything(study: Study) -> dict[str, Any]:
         "spectrum_text": _spectrum(study),
         "power_text": _power(study),
         "training_text": _training(study),
+        "outputs_text": _OUTPUTS,
         "scores_text": _scores(study),
         "measures": _measures(study),
         "unit": "accuracy" if study.data.classes else "R²",
@@ -207,6 +208,13 @@ def _training(study: Study) -> str:
     if check.loss_infinite is not None:
         text += f", that of the infinitely wide one {number(float(check.loss_infinite[-1]))}"
     return text + ". The loss is half the squared error, summed over outputs."
+
+
+_OUTPUTS = (
+    "Each point is an output on a test example: across, what the untrained network's kernel "
+    "predicted; up, what the network answered. On the dotted line the prediction is right. Slide "
+    "through the steps to see when and where the two part."
+)
 
 
 def _scores(study: Study) -> str:

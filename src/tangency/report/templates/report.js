@@ -15,9 +15,9 @@
     for (const source of sources) {
       const target = document.getElementById(source.dataset.figure);
       const figure = themed(source.textContent);
-      Plotly.react(target, figure.data, figure.layout, {
-        responsive: true,
-        displayModeBar: false,
+      Plotly.react(target, {
+        ...figure,
+        config: { responsive: true, displayModeBar: false },
       });
     }
   }
