@@ -21,7 +21,7 @@ from tangency.analysis.regime import (
     target_alignment,
     verdict,
 )
-from tangency.analysis.spectrum import Spectrum, spectrum
+from tangency.analysis.spectrum import PowerLawTail, Spectrum, power_law_tail, spectrum
 
 __all__ = [
     "Evidence",
@@ -29,6 +29,7 @@ __all__ = [
     "GradientFlow",
     "KernelMatrix",
     "LinearizedTraining",
+    "PowerLawTail",
     "Prediction",
     "Spectrum",
     "Thresholds",
@@ -36,6 +37,7 @@ __all__ = [
     "alignment",
     "kernel_drift",
     "kernel_matrix",
+    "power_law_tail",
     "prediction_error",
     "spectrum",
     "target_alignment",
