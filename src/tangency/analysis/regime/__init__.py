@@ -8,6 +8,7 @@ towards the task.
 from tangency.analysis.regime.bootstrap import Resamples, bootstrap
 from tangency.analysis.regime.measures import (
     alignment,
+    failure_time,
     kernel_angle,
     kernel_distance,
     kernel_drift,
@@ -45,6 +46,7 @@ __all__ = [
     "bootstrap",
     "catapults",
     "edge_of_stability",
+    "failure_time",
     "kernel_angle",
     "kernel_distance",
     "kernel_drift",

@@ -13,6 +13,7 @@ from tangency.errors import InvalidInput
 
 __all__ = [
     "alignment",
+    "failure_time",
     "kernel_angle",
     "kernel_distance",
     "kernel_drift",
@@ -175,6 +176,22 @@ def parameter_movement(start: Mapping[str, Tensor], now: Mapping[str, Tensor]) -
     if size == 0:
         return math.inf if moved > 0 else 0.0
     return moved / size
+
+
+def failure_time(steps: Tensor, errors: Tensor, fraction: float) -> int | None:
+    """First of `steps` (T,) at which `errors` (T,) exceed `fraction`; None if none does.
+
+    Raises:
+        InvalidInput: a fraction that is not positive, or series of different lengths.
+    """
+    if not fraction > 0:
+        raise InvalidInput(f"fraction is {fraction}, but must be positive.")
+    if steps.shape != errors.shape:
+        raise InvalidInput(
+            f"steps have shape {tuple(steps.shape)}, but errors {tuple(errors.shape)}."
+        )
+    above = (errors > fraction).nonzero().flatten()
+    return int(steps[above[0]]) if len(above) else None
 
 
 def _pair(K0: Kernel, K1: Kernel) -> tuple[KernelMatrix, KernelMatrix]:

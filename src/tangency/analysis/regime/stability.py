@@ -95,8 +95,8 @@ class Catapult:
     """A spike of the loss after which the kernel is flatter (Lewkowycz et al. 2020).
 
     Attributes:
-        start, peak, end: steps of the records before the loss rose, where it was highest, and
-            where it was back below where it started.
+        start, peak, end: steps of the records before the loss rose, where it was highest (or that
+            follows on the peak), and where it was back below where it started.
         growth: loss at the peak over loss at the start.
         before, after: largest eigenvalue of the kernel over n, over what the step allows, at start
             and end: from above 1 (about, see `REACHED`) to less.
@@ -111,7 +111,11 @@ class Catapult:
 
 
 def catapults(
-    steps: Tensor, loss: Tensor, curvature: Tensor, limit: Tensor | float
+    steps: Tensor,
+    loss: Tensor,
+    curvature: Tensor,
+    limit: Tensor | float,
+    peaks: Tensor | None = None,
 ) -> tuple[Catapult, ...]:
     """Spikes of the loss that end below where they began, with a flatter kernel than before.
 
@@ -126,23 +130,25 @@ def catapults(
         loss: (T,).
         curvature: (T,) largest eigenvalue of the kernel over n.
         limit: (T,) or a number, see `stability_limit`.
+        peaks: (T,) largest loss since the record before, where the loss is known more often.
 
     Raises:
         InvalidInput: no records, or series of different lengths.
     """
     ratio = _series(steps, curvature) / torch.as_tensor(limit, dtype=torch.float64)
     losses = _series(steps, loss).tolist()
+    highest = losses if peaks is None else _series(steps, peaks).tolist()
     found = []
     i = 0
     while i < len(losses) - 1:
         end = next((j for j in range(i + 1, len(losses)) if losses[j] <= losses[i]), None)
         if end is None:
             break
-        peak = max(range(i, end), key=losses.__getitem__)
+        peak = max(range(i + 1, end + 1), key=highest.__getitem__)
         before, after = float(ratio[i]), float(ratio[end])
-        if losses[peak] >= SPIKE * losses[i] and before >= REACHED and after < before:
+        if highest[peak] >= SPIKE * losses[i] and before >= REACHED and after < before:
             start, top, back = (int(steps[k]) for k in (i, peak, end))
-            found.append(Catapult(start, top, back, losses[peak] / losses[i], before, after))
+            found.append(Catapult(start, top, back, highest[peak] / losses[i], before, after))
         i = end
     return tuple(found)
 
