@@ -1,11 +1,14 @@
 """Kernel matrices and targets at the door: what passes, what is refused, with what message."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import tangency as tg
+from tangency.analysis import matrix
 from tangency.analysis.matrix import cross_matrix, eigensystem, kernel_matrix, targets
 from tangency.errors import InvalidInput, TangencyError
 
@@ -164,3 +167,69 @@ def test_zero_kernel_is_all_null():
 def test_errors_are_tangency_errors_and_value_errors():
     assert issubclass(InvalidInput, TangencyError)
     assert issubclass(InvalidInput, ValueError)
+
+
+class Stored:
+    """A matrix that is read when it is asked for, as a Zarr or Dask array is."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.reads = values, 0
+        self.shape = values.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.reads += 1
+        return self.values
+
+
+class TooLarge:
+    """A kernel of a million examples, that must not be read."""
+
+    shape = (10**6, 10**6)
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        raise AssertionError("read, although it cannot fit")
+
+
+def test_analyses_share_one_eigendecomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda m: (made.append(1), eigh(m))[1])
+    generator = torch.Generator().manual_seed(0)
+    K = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    kernel = kernel_matrix(K @ K.mT)
+    y = torch.randn(6, generator=generator, dtype=torch.float64)
+    assert kernel_matrix(kernel) is kernel
+    tg.spectrum(kernel, y)
+    tg.GradientFlow(kernel, y).predict(3.0)
+    tg.GradientDescent(kernel, y, 0.1).loss(3)
+    assert made == [1]
+
+
+def test_stored_matrices_are_read_once_and_whole() -> None:
+    K = np.array([[2.0, 0.5], [0.5, 1.0]], dtype=np.float32)
+    stored = Stored(K)
+    kernel = kernel_matrix(stored)
+    assert stored.reads == 1
+    assert kernel.dtype == torch.float32
+    np.testing.assert_array_equal(kernel.matrix.numpy(), K.astype(float))
+    train = kernel_matrix(K)
+    np.testing.assert_array_equal(cross_matrix(Stored(K[:1]), train).numpy(), K[:1].astype(float))
+
+
+def test_linear_operators_are_written_down() -> None:
+    linear_operator = pytest.importorskip("linear_operator")
+    root = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 1.0]], dtype=torch.float64)
+    lazy = linear_operator.operators.RootLinearOperator(root)
+    assert torch.equal(kernel_matrix(lazy).matrix, root @ root.mT)
+
+
+def test_a_matrix_beyond_memory_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InvalidInput, match=r"1000000 rows.*GiB.*top_spectrum"):
+        kernel_matrix(TooLarge())
+
+
+def test_an_eigendecomposition_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_matrix(np.eye(100))
+    monkeypatch.setattr(matrix, "_physical_memory", lambda: 100_000)  # five times 80 kB are needed
+    with pytest.raises(InvalidInput, match="eigendecomposition"):
+        _ = kernel.eigensystem
