@@ -251,12 +251,8 @@ class LinearizedTraining(ABC):
         return step * self._kernel.examples / largest if largest > 0 else math.inf
 
     def _times(self, times: Times) -> Moments:
-        when = moments(times, self._kernel.matrix.device)
-        self._check_times(when.values)
-        return when
-
-    def _check_times(self, times: Tensor) -> None:
-        """Refuse times, (T,), at which there is no prediction."""
+        """The times, refused where there is no prediction."""
+        return moments(times, self._kernel.matrix.device)
 
     def _horizon(self, power: Tensor) -> float:
         """A time by which every mode with power has settled, or has left all bounds."""
@@ -342,14 +338,15 @@ class LinearizedTraining(ABC):
 class Descent(LinearizedTraining):
     """Training in whole steps. Above `max_learning_rate` it grows without bound."""
 
-    def _check_times(self, times: Tensor) -> None:
-        what = type(self).__name__
-        check_whole(times, what)
-        if bool(torch.isinf(times).any()) and self.learning_rate >= self.max_learning_rate:
+    def _times(self, times: Times) -> Moments:
+        when, what = super()._times(times), type(self).__name__
+        check_whole(when.values, what)
+        if bool(torch.isinf(when.values).any()) and self.learning_rate >= self.max_learning_rate:
             raise InvalidInput(
                 f"{what} with learning_rate {self.learning_rate:g} has no limit: it is "
                 f"stable below max_learning_rate = {self.max_learning_rate:.6g} only."
             )
+        return when
 
 
 def check_rate(learning_rate: float) -> None:
