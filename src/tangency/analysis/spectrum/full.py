@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tangency import drawing
 from tangency.analysis.matrix import (
     ArrayLike,
     Eigensystem,
@@ -17,6 +19,9 @@ from tangency.analysis.matrix import (
 )
 from tangency.analysis.matrix import targets as check_targets
 from tangency.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Spectrum", "spectrum"]
 
@@ -105,6 +110,54 @@ class Spectrum:
         times = self.examples * math.log(1 / fraction) / (learning_rate * values)
         times = torch.where(values > self.tolerance, times, math.inf)
         return times.to(self.eigenvalues.dtype)
+
+    def effective_dimension(self, ridge: float) -> float:
+        """sum_i lambda_i / (lambda_i + ridge): how many modes a ridge leaves free.
+
+        The effective dimension, or degrees of freedom, of kernel ridge regression with
+        (K + ridge)^-1 (Zhang 2005; Caponnetto & De Vito 2007). Eigenvalues that cannot be told
+        from zero count as zero; without a ridge it is the rank.
+
+        Raises:
+            InvalidInput: a ridge that is negative or not finite.
+        """
+        if not (math.isfinite(ridge) and ridge >= 0):
+            raise InvalidInput(f"ridge is {ridge}, but must be zero or positive.")
+        values = self.eigenvalues.double()
+        values = values[values > self.tolerance]
+        return float((values / (values + ridge)).sum())
+
+    def figure(self) -> Figure:
+        """Eigenvalues against their rank; beside it the cumulative power of the targets.
+
+        Eigenvalues that cannot be told from zero are left out.
+
+        Raises:
+            MissingDependency: Plotly is not installed.
+        """
+        cumulative = self.cumulative_power
+        titles = ["eigenvalues"] + ([] if cumulative is None else ["targets' power up to here"])
+        figure = drawing.panels("Spectrum of the kernel", titles)
+        ranks = torch.arange(1, len(self.eigenvalues) + 1)
+        shown = self.eigenvalues > self.tolerance
+        drawing.line(
+            figure, ranks[shown], self.eigenvalues[shown], "eigenvalues", row=1, col=1, legend=False
+        )
+        figure.update_xaxes(type="log", title_text="mode")
+        figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
+        if cumulative is not None:
+            drawing.line(
+                figure,
+                ranks,
+                cumulative,
+                "cumulative power",
+                drawing.INFINITE,
+                row=1,
+                col=2,
+                legend=False,
+            )
+            figure.update_yaxes(range=[0, 1.02], row=1, col=2)
+        return figure
 
     def to_dict(self) -> dict[str, Tensor | float | int | None]:
         """All attributes and derived quantities by name; tensors stay tensors."""
