@@ -20,6 +20,7 @@ from tangency.analysis import (
     prediction_error,
     verdict,
 )
+from tangency.analysis.regime import Resamples, bootstrap
 from tangency.diagnosis.initial_kernels import empirical_start, infinite_start
 from tangency.diagnosis.training_data import TrainingData, check_data
 from tangency.diagnosis.training_result import TrainingCheck
@@ -72,7 +73,9 @@ def training_check(
     examples, the latter over records too (so that the first steps are not divided by next to
     nothing). The verdict rests on the root mean square over records, on the training or the test
     examples, whichever is larger; a single record in which training jumps does not decide it. Give
-    test examples: a network that learns features can still fit its training set as predicted.
+    test examples: a network that learns features can still fit its training set as predicted. Its
+    uncertainty comes from resampled examples (`tangency.analysis.regime.bootstrap`);
+    `failure_time` says at which step the prediction fails.
 
     As the network trains, the largest eigenvalue of its kernel often grows, at the default learning
     rate up to the edge of stability (Cohen et al. 2021), where the loss jumps and growth ends.
@@ -132,7 +135,8 @@ def training_check(
         at_limit = _predicted(infinite_descent, limit.ntk_test_train, data, plan)
     actual = _Course.of(run.outputs, run.test_outputs, data)
     errors, test_errors = _prediction_errors(predicted, actual)
-    evidence = _evidence(run, errors, test_errors)
+    evidence = _evidence(run, errors, test_errors, actual.loss)
+    resamples = _resamples(run, predicted, actual)
     return TrainingCheck(
         model=trained,
         learning_rate=rate,
@@ -160,7 +164,7 @@ def training_check(
         kernel_alignment=run.kernel_alignment,
         probe=plan.probe,
         evidence=evidence,
-        verdict=verdict(evidence, thresholds),
+        verdict=verdict(evidence, thresholds, resamples),
         ntk=empirical.trace,
         ntk_test_train=empirical.trace_test_train,
         ntk_infinite=limit.ntk,
@@ -189,7 +193,9 @@ class _Course:
         return cls(outputs, test_outputs, _loss(outputs, data.y), test_loss)
 
 
-def _evidence(run: TrainingRun, errors: Tensor, test_errors: Tensor | None) -> Evidence:
+def _evidence(
+    run: TrainingRun, errors: Tensor, test_errors: Tensor | None, loss: Tensor
+) -> Evidence:
     """The state at the end of the run, and the prediction error over all of it."""
     whole = [float(e.square().mean().sqrt()) for e in (errors, test_errors) if e is not None]
     return Evidence(
@@ -197,7 +203,21 @@ def _evidence(run: TrainingRun, errors: Tensor, test_errors: Tensor | None) -> E
         kernel_alignment=float(run.kernel_alignment[-1]),
         parameter_movement=float(run.movement[-1]),
         prediction_error=max(whole),
+        loss_growth=float(loss[-1] / loss[0]),
     )
+
+
+def _resamples(run: TrainingRun, predicted: _Course, actual: _Course) -> Resamples:
+    pairs = [(predicted.outputs, actual.outputs)]
+    if predicted.test_outputs is not None and actual.test_outputs is not None:
+        pairs.append((predicted.test_outputs, actual.test_outputs))
+    errors = [(_squares(p, a), _squares(a[:1], a)) for p, a in pairs]
+    return bootstrap(run.first_kernel, run.last_kernel, errors)
+
+
+def _squares(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) squared distance of outputs (T, n, out), mean over records."""
+    return (first.double() - second.double()).square().sum(dim=-1).mean(dim=0)
 
 
 def _loss(outputs: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency.analysis import Evidence, Verdict
-from tangency.analysis.regime import Regime
+from tangency.analysis.regime import Regime, failure_time
 
 __all__ = ["KernelForm", "TrainingCheck"]
 
@@ -59,7 +59,8 @@ class TrainingCheck:
             `tangency.analysis.kernel_drift` and `alignment`.
         probe: (p,) int64, training examples that drift and alignment are measured on.
         evidence, verdict: the regime and what it rests on: drift and alignment at the end, and
-            the root mean square of `prediction_error` or `test_prediction_error`, the larger.
+            the root mean square of `prediction_error` or `test_prediction_error`, the larger;
+            with an uncertainty from resampled examples.
         ntk, ntk_test_train: (n, n) and (m, n), initial empirical NTK, mean over outputs.
         ntk_infinite, nngp_infinite: (n, n); ntk_infinite_test_train, nngp_infinite_test_train:
             (m, n); None without an infinite kernel (or test examples).
@@ -103,8 +104,22 @@ class TrainingCheck:
 
     @property
     def regime(self) -> Regime:
-        """ "lazy", "between" or "feature learning"."""
+        """ "lazy", "between", "feature learning" or "unstable"."""
         return self.verdict.regime
+
+    def failure_time(self, fraction: float = 0.1) -> int | None:
+        """First recorded step at which the prediction is off by more than `fraction`.
+
+        In units of `prediction_error`, on training or test examples; None if it never is. The
+        moment lies between this record and the one before.
+
+        Raises:
+            InvalidInput: a fraction that is not positive.
+        """
+        errors = self.prediction_error
+        if self.test_prediction_error is not None:
+            errors = torch.maximum(errors, self.test_prediction_error)
+        return failure_time(self.steps, errors, fraction)
 
     def explain(self) -> str:
         """The verdict, what it rests on and how the run went, in plain sentences, one a line."""
@@ -120,6 +135,13 @@ class TrainingCheck:
             lines.append(f"There is no infinite-width prediction: {self.infinite_reason}")
         else:
             lines.append(f"The infinite-width kernel predicted {self.loss_infinite[-1]:.4g}.")
+        mark = self.verdict.thresholds.lazy_error
+        failed = self.failure_time(mark)
+        if failed is not None:
+            lines.append(
+                f"The prediction fails at step {failed}: there it is off by more than {mark:.0%} "
+                "of the typical way of the outputs for the first time."
+            )
         rise = float((self.loss[1:] / self.loss[:-1].clamp(min=NOTHING)).max())
         if rise > 1 + VISIBLE_RISE:
             lines.append(
@@ -137,6 +159,7 @@ class TrainingCheck:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the trained module by name; evidence and verdict as plain numbers."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        values["failure_time"] = self.failure_time()
         return {**values, "evidence": asdict(self.evidence), "verdict": self.verdict.to_dict()}
 
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tangency import examples, tiles
-from tangency.analysis import alignment, kernel_drift
+from tangency.analysis import alignment, kernel_drift, parameter_movement
 from tangency.empirical import EmpiricalKernel
 from tangency.empirical.function import evaluate, trainable
 from tangency.errors import InvalidInput
@@ -50,7 +49,10 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun:
-    """What was recorded; shapes as in `TrainingCheck`."""
+    """What was recorded; shapes as in `TrainingCheck`.
+
+    `first_kernel` and `last_kernel` are those of the probe, (p, p).
+    """
 
     outputs: Tensor
     test_outputs: Tensor | None
@@ -58,6 +60,8 @@ class TrainingRun:
     movement_by_parameter: dict[str, float]
     kernel_drift: Tensor
     kernel_alignment: Tensor
+    first_kernel: Tensor
+    last_kernel: Tensor
 
 
 def schedule(steps: int, records: int, n: int) -> Schedule:
@@ -153,6 +157,8 @@ class _Training:
             movement_by_parameter={name: self._moved([name]) for name in self.parameters},
             kernel_drift=_series(kernel_drift(kernels[0], k) for k in kernels),
             kernel_alignment=_series(alignment(kernels[0], k) for k in kernels),
+            first_kernel=kernels[0],
+            last_kernel=kernels[-1],
         )
 
     def _descend(self) -> None:
@@ -174,13 +180,7 @@ class _Training:
 
     def _moved(self, names: Iterable[str]) -> float:
         """|theta - theta_0| / |theta_0| of the parameters `names`."""
-        names = list(names)
-        change = [self.parameters[name].detach() - self.start[name] for name in names]
-        moved = math.hypot(*(float(c.double().norm()) for c in change))
-        size = math.hypot(*(float(self.start[name].double().norm()) for name in names))
-        if size == 0:
-            return math.inf if moved > 0 else 0.0
-        return moved / size
+        return parameter_movement({name: self.start[name] for name in names}, self.parameters)
 
     def _diverged(self) -> LearningRateTooLarge:
         return LearningRateTooLarge(

@@ -13,6 +13,8 @@ from tangency.errors import InvalidInput
 
 __all__ = ["Resamples", "bootstrap"]
 
+_LARGE = 1e290
+
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
@@ -99,6 +101,8 @@ def _errors(
         counts = _counts(len(missed), resamples, generator)
         ways = (counts @ moved.detach().cpu().double()) / len(moved)
         least = ways if not found else least
-        misses = (counts @ missed.detach().cpu().double()) / len(missed)
+        # Large instead of infinite: zero draws of an infinite miss are no miss.
+        finite = missed.detach().cpu().double().clamp(max=_LARGE)
+        misses = (counts @ finite) / len(missed)
         found.append(_ratio(misses, torch.maximum(ways, least)).sqrt())
     return torch.stack(found).amax(dim=0)

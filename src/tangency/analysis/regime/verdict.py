@@ -184,12 +184,12 @@ class Verdict:
 
     def __repr__(self) -> str:
         evidence = self.evidence
-        sure = "" if self.confidence is None else f", {self.confidence:.0%} of resamples agree"
+        sure = "" if self.confidence is None else f", {self.confidence:.0%} sure"
         return (
-            f"Verdict({self.regime}: kernel drift {evidence.kernel_drift:.3g}, "
+            f"Verdict({self.regime}{sure}: kernel drift {evidence.kernel_drift:.3g}, "
             f"alignment {evidence.kernel_alignment:.3g}, "
             f"prediction error {evidence.prediction_error:.3g}, "
-            f"parameter movement {evidence.parameter_movement:.3g}{sure})"
+            f"parameters moved {evidence.parameter_movement:.3g})"
         )
 
 
