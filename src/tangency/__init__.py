@@ -16,6 +16,7 @@ from tangency.analysis import (
     GradientFlow,
     HarmonicSpectrum,
     KernelMatrix,
+    PatternLearning,
     PowerLawTail,
     Prediction,
     SpectralDensity,
@@ -25,9 +26,11 @@ from tangency.analysis import (
     Verdict,
     alignment,
     eigenfunctions,
+    fourier_patterns,
     harmonic_spectrum,
     kernel_drift,
     kernel_matrix,
+    pattern_learning,
     power_law_tail,
     spectral_density,
     spectrum,
@@ -35,7 +38,7 @@ from tangency.analysis import (
     top_spectrum,
     torus_spectrum,
 )
-from tangency.diagnosis import TrainingCheck, training_check
+from tangency.diagnosis import TrainingCheck, kernel_profile, learning_order, training_check
 from tangency.empirical import EmpiricalKernel, linearize, taylor
 from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning, activation
 from tangency.kernel_pair import KernelPair
@@ -54,6 +57,7 @@ __all__ = [
     "KernelMatrix",
     "KernelPair",
     "NotIidWarning",
+    "PatternLearning",
     "PowerLawTail",
     "Prediction",
     "SpectralDensity",
@@ -67,10 +71,14 @@ __all__ = [
     "alignment",
     "eigenfunctions",
     "errors",
+    "fourier_patterns",
     "harmonic_spectrum",
     "kernel_drift",
     "kernel_matrix",
+    "kernel_profile",
+    "learning_order",
     "linearize",
+    "pattern_learning",
     "power_law_tail",
     "program",
     "spectral_density",
