@@ -6,7 +6,6 @@ import copy
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -46,14 +45,15 @@ def mean_field(model: nn.Module, width: int, *, centered: bool = True) -> Scaled
 class ScaledModel(nn.Module):
     """alpha (F(x; theta) - F(x; theta_0)) for F = `model`, which is trained in place.
 
-    Its NTK is alpha^2 times that of `model`. Gradient descent on the loss over alpha^2 with learning
-    rate eta is descent on the loss itself with learning rate eta / alpha^2: pass `learning_rate(eta)`
-    to the optimizer. Then outputs move by as much per step whatever alpha is, and
-    parameters by 1 / alpha of that, so that the network stays near its linearisation for large
+    Its NTK is alpha^2 times that of `model`. Gradient descent on the loss over alpha^2 with
+    learning rate eta is descent on the loss itself with learning rate eta / alpha^2: pass
+    `learning_rate(eta)` to the optimizer. Then outputs move by as much per step whatever alpha is,
+    and parameters by 1 / alpha of that, so that the network stays near its linearisation for large
     alpha.
 
-    `model` is called twice for centred outputs. The copy at theta_0 is frozen, stays in
-    evaluation mode, and is part of the state dict, so that a checkpoint can be loaded.
+    Centred outputs are zero at the start (in evaluation mode), and take two passes. The copy at
+    theta_0 is frozen, stays in evaluation mode, and is part of the state dict, so that a
+    checkpoint can be loaded.
 
     Attributes:
         model: the module given, trainable.
@@ -79,8 +79,7 @@ class ScaledModel(nn.Module):
         now = self.model(*args, **kwargs)
         if self.start is None:
             return pytree.tree_map(lambda leaf: self._times_alpha(leaf, None), now)
-        with torch.no_grad():
-            before = self.start(*args, **kwargs)
+        before = self.start(*args, **kwargs)
         return pytree.tree_map(self._times_alpha, now, before)
 
     def learning_rate(self, rate: float) -> float:
