@@ -38,7 +38,20 @@ from tangency.analysis import (
     top_spectrum,
     torus_spectrum,
 )
-from tangency.diagnosis import TrainingCheck, kernel_profile, learning_order, training_check
+from tangency.diagnosis import (
+    Course,
+    Monitor,
+    ScaledModel,
+    TrainingCheck,
+    WidthStudy,
+    kernel_profile,
+    learning_order,
+    mean_field,
+    monitor_checkpoints,
+    scaled,
+    training_check,
+    width_study,
+)
 from tangency.empirical import EmpiricalKernel, linearize, taylor
 from tangency.infinite import AccuracyWarning, InfiniteKernel, Init, NotIidWarning, activation
 from tangency.kernel_pair import KernelPair
@@ -47,6 +60,7 @@ __version__ = version("tangency")
 
 __all__ = [
     "AccuracyWarning",
+    "Course",
     "Eigenfunctions",
     "EmpiricalKernel",
     "GradientDescent",
@@ -56,16 +70,19 @@ __all__ = [
     "Init",
     "KernelMatrix",
     "KernelPair",
+    "Monitor",
     "NotIidWarning",
     "PatternLearning",
     "PowerLawTail",
     "Prediction",
+    "ScaledModel",
     "SpectralDensity",
     "Spectrum",
     "TopSpectrum",
     "TorusSpectrum",
     "TrainingCheck",
     "Verdict",
+    "WidthStudy",
     "__version__",
     "activation",
     "alignment",
@@ -78,9 +95,12 @@ __all__ = [
     "kernel_profile",
     "learning_order",
     "linearize",
+    "mean_field",
+    "monitor_checkpoints",
     "pattern_learning",
     "power_law_tail",
     "program",
+    "scaled",
     "spectral_density",
     "spectrum",
     "target_alignment",
@@ -88,4 +108,5 @@ __all__ = [
     "top_spectrum",
     "torus_spectrum",
     "training_check",
+    "width_study",
 ]
