@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tangency.analysis.dynamics.training import Descent, LinearizedTraining
+from tangency.analysis.dynamics.descent import Descent
+from tangency.analysis.dynamics.training import LinearizedTraining
 
 __all__ = ["GradientDescent", "GradientFlow"]
 

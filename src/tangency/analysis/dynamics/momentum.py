@@ -18,8 +18,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from tangency.analysis.dynamics.descent import Descent
 from tangency.analysis.dynamics.recursion import affine_steps, linear_steps
-from tangency.analysis.dynamics.training import OVERFLOW, Descent, LinearizedTraining
+from tangency.analysis.dynamics.training import OVERFLOW, LinearizedTraining
 from tangency.analysis.matrix import ArrayLike, Kernel
 from tangency.errors import InvalidInput
 

@@ -21,22 +21,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tangency.analysis.dynamics.arguments import check_rate, check_ridge
 from tangency.analysis.dynamics.outputs import Layout, TestSet
 from tangency.analysis.dynamics.prediction import Prediction
-from tangency.analysis.dynamics.times import Moments, Times, check_whole, moments
+from tangency.analysis.dynamics.times import Moments, Times, moments
 from tangency.analysis.dynamics.waiting import first_time
-from tangency.analysis.matrix import ArrayLike, Kernel, Lazy, kernel_matrix, targets
+from tangency.analysis.matrix import ArrayLike, Kernel, KernelMatrix, Lazy, kernel_matrix, targets
 from tangency.errors import InvalidInput, SingularKernel
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["OVERFLOW", "Descent", "LinearizedTraining"]
+__all__ = ["OVERFLOW", "LinearizedTraining"]
 
 OVERFLOW = 1e140
 """Where a diverging mode is held, so that no difference of infinities makes a NaN."""
@@ -65,6 +66,9 @@ class LinearizedTraining(ABC):
             positive semi-definite with the ridge added; targets that do not fit or are integers;
             a learning rate that is not positive or a ridge that is negative.
     """
+
+    whole_steps: ClassVar[bool] = False
+    """Whether times are numbers of steps, and not real numbers."""
 
     def __init__(
         self,
@@ -107,6 +111,26 @@ class LinearizedTraining(ABC):
         """
 
     @property
+    def kernel(self) -> KernelMatrix:
+        """The training kernel, with its eigendecomposition."""
+        return self._kernel
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of every example."""
+        return self._layout.out
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """(N,) of the kernel in float64, descending; what cannot be told from zero is zero."""
+        return self._eigenvalues
+
+    @property
+    def stiffness(self) -> Tensor:
+        """(N,) eigenvalue + ridge in float64, zero in null modes."""
+        return self._stiffness
+
+    @property
     @abstractmethod
     def max_learning_rate(self) -> float:
         """Learning rate at which training turns unstable; infinite for a kernel of zeros."""
@@ -147,20 +171,20 @@ class LinearizedTraining(ABC):
             SingularKernel: in the limit without ridge, targets and test kernel both have a
                 part in the null space of the training kernel.
         """
-        when = self._times(times)
+        when = self.checked(times)
         test_set = self._layout.test_set(K_test_train, f0_test, f0_train is not None)
         start = self._layout.start(f0_train)
         projections = self._projections(start)
-        phi = self._filters(when.values)[..., None]
+        phi = self.filters(when.values)[..., None]
         columns = self._system.vectors @ (self._eigenvalues[:, None] * phi * projections)
         test = None
         if test_set is not None:
             reach = self._reach(test_set, projections, when)
-            test = self._outputs(test_set.start, reach @ (phi * projections), when)
-        left = self._left(when.values)
+            test = self._moved(test_set.start, reach @ (phi * projections), when)
+        left = self.left(when.values)
         return Prediction(
             times=when.given,
-            train=self._outputs(start, columns, when),
+            train=self._moved(start, columns, when),
             test=test,
             loss=self._kernel.result(when.pick(self._loss(left, projections))),
             mode_errors=when.pick(left),
@@ -172,9 +196,9 @@ class LinearizedTraining(ABC):
 
         Arguments and errors as in `predict`.
         """
-        when = self._times(times)
-        projections = self._projections(self._layout.start(f0_train))
-        loss = self._loss(self._left(when.values), projections)
+        when = self.checked(times)
+        projections = self.projections(f0_train)
+        loss = self._loss(self.left(when.values), projections)
         return self._kernel.result(when.pick(loss))
 
     def time_to_loss(self, loss: float, f0_train: ArrayLike | None = None) -> float:
@@ -189,13 +213,13 @@ class LinearizedTraining(ABC):
         """
         if not loss >= 0:
             raise InvalidInput(f"loss is {loss}, but must be zero or positive.")
-        projections = self._projections(self._layout.start(f0_train))
+        projections = self.projections(f0_train)
         power = projections.square().sum(dim=1)
         return first_time(
-            lambda times: self._loss(self._left(times), projections),
+            lambda times: self._loss(self.left(times), projections),
             loss,
             end=self._horizon(power),
-            whole=isinstance(self, Descent),
+            whole=self.whole_steps,
             monotone=self.is_monotone,
         )
 
@@ -207,10 +231,10 @@ class LinearizedTraining(ABC):
             MissingDependency: Plotly is not installed.
         """
         if times is None:
-            power = self._projections(self._layout.start(f0_train)).square().sum(dim=1)
+            power = self.projections(f0_train).square().sum(dim=1)
             end = min(self._horizon(power), 1e9)
             times = torch.logspace(0, math.log10(max(end, 10.0)), 400, dtype=torch.float64)
-            times = torch.unique(times.round()) if isinstance(self, Descent) else times
+            times = torch.unique(times.round()) if self.whole_steps else times
         figure = self.predict(times, f0_train=f0_train).figure()
         figure.update_layout(title_text=f"Predicted training: {self!r}")
         return figure
@@ -250,7 +274,7 @@ class LinearizedTraining(ABC):
         largest = float(self._stiffness.max())
         return step * self._kernel.examples / largest if largest > 0 else math.inf
 
-    def _times(self, times: Times) -> Moments:
+    def checked(self, times: Times) -> Moments:
         """The times, refused where there is no prediction."""
         return moments(times, self._kernel.matrix.device)
 
@@ -263,8 +287,8 @@ class LinearizedTraining(ABC):
             return 1.0
         return 400.0 + 2 * math.log(OVERFLOW) / max(float(speed.min()), 1e-300)
 
-    def _filters(self, times: Tensor) -> Tensor:
-        """(T, N) phi for every time, the limit included."""
+    def filters(self, times: Tensor) -> Tensor:
+        """(T, N) phi in every mode at `checked` times: alpha over the projection of y - f_0."""
         finite = torch.isfinite(times)[:, None]
         phi = self._filter(self._stiffness, torch.where(finite, times[:, None], 0.0))
         phi = phi.clamp(-OVERFLOW, OVERFLOW)
@@ -274,8 +298,8 @@ class LinearizedTraining(ABC):
         limit = torch.where(self._null, 0.0, 1 / self._stiffness)
         return torch.where(finite, phi, limit)
 
-    def _left(self, times: Tensor) -> Tensor:
-        """(T, N) 1 - l phi, the part of y - f_0 that is left in every mode, limit included."""
+    def left(self, times: Tensor) -> Tensor:
+        """(T, N) 1 - l phi, the part of y - f_0 that is left in every mode, at `checked` times."""
         finite = torch.isfinite(times)[:, None]
         left = self._remaining(self._stiffness, torch.where(finite, times[:, None], 0.0))
         left = torch.where(finite, left.clamp(-OVERFLOW, OVERFLOW), 0.0)
@@ -287,8 +311,11 @@ class LinearizedTraining(ABC):
         power = projections.square().sum(dim=1)
         return left.square() @ power / (2 * self._kernel.examples)
 
+    def projections(self, f0_train: ArrayLike | None = None) -> Tensor:
+        """y - f_0 in the eigenmodes, in float64: (N, out), or (N, 1) for (n, n, out, out)."""
+        return self._projections(self._layout.start(f0_train))
+
     def _projections(self, start: Tensor) -> Tensor:
-        """y - f_0 in the eigenmodes: (N, columns)."""
         return self._system.vectors.mT @ self._kernel.flatten(self._targets - start)
 
     def _reach(self, test_set: TestSet, projections: Tensor, when: Moments) -> Tensor:
@@ -298,7 +325,7 @@ class LinearizedTraining(ABC):
             self._check_reach(reach, projections)
         return reach
 
-    def _outputs(self, start: Tensor, columns: Tensor, when: Moments) -> Tensor:
+    def _moved(self, start: Tensor, columns: Tensor, when: Moments) -> Tensor:
         return self._layout.result(when.pick(start + self._kernel.unflatten(columns)))
 
     def _check_positive(self) -> None:
@@ -333,29 +360,3 @@ class LinearizedTraining(ABC):
                 "kernel allows. Check that both kernels are of the same model, or pass a ridge "
                 f"above {self._system.tolerance:.3g}."
             )
-
-
-class Descent(LinearizedTraining):
-    """Training in whole steps. Above `max_learning_rate` it grows without bound."""
-
-    def _times(self, times: Times) -> Moments:
-        when, what = super()._times(times), type(self).__name__
-        check_whole(when.values, what)
-        if bool(torch.isinf(when.values).any()) and self.learning_rate >= self.max_learning_rate:
-            raise InvalidInput(
-                f"{what} with learning_rate {self.learning_rate:g} has no limit: it is "
-                f"stable below max_learning_rate = {self.max_learning_rate:.6g} only."
-            )
-        return when
-
-
-def check_rate(learning_rate: float) -> None:
-    """Refuse a learning rate that is not positive."""
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
-
-
-def check_ridge(ridge: float, name: str = "ridge") -> None:
-    """Refuse a ridge that is negative."""
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise InvalidInput(f"{name} is {ridge}, but must be zero or positive.")
