@@ -99,7 +99,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """How far the measures would differ on other examples of the same kind.
+    """How far the measures would differ on as many other examples of the same kind.
 
     It covers the choice of examples only: another initialisation of the network is another run.
 
