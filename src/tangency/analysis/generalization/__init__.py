@@ -10,6 +10,7 @@ from tangency.analysis.generalization.eigenlearning import (
     effective_regularization,
     eigenlearning,
 )
+from tangency.analysis.generalization.estimated_curve import estimated_learning_curve
 from tangency.analysis.generalization.learning_curve import LearningCurve, learning_curve
 from tangency.analysis.generalization.measured_curve import (
     MeasuredLearningCurve,
@@ -42,6 +43,7 @@ __all__ = [
     "curve_exponent",
     "effective_regularization",
     "eigenlearning",
+    "estimated_learning_curve",
     "generalized_cross_validation",
     "k_fold",
     "kernel_alignment_risk",

@@ -130,9 +130,11 @@ def eigenlearning(
             from noisy labels holds it already, spread over the hopeless modes.
 
     Raises:
-        InvalidInput: numbers out of range.
+        InvalidInput: numbers out of range, or more than a tenth of the examples that the population
+            was estimated from.
     """
     _check(examples, ridge, noise)
+    _check_sample(population, examples)
     eigenvalues, power = population.eigenvalues, population.power
     kappa = effective_regularization(population, examples, ridge)
     learned = _learnability(eigenvalues, kappa)
@@ -218,6 +220,17 @@ def _quotient(numerator: float, denominator: float) -> float:
     if numerator == 0:
         return 0.0
     return numerator / denominator if denominator > 0 else math.inf
+
+
+def _check_sample(population: Population, examples: float) -> None:
+    """A sample of m that stands for the distribution makes errors too small by n / m."""
+    samples = population.samples
+    if samples is not None and examples > samples / 10:
+        raise InvalidInput(
+            f"examples is {examples:g}, but a population estimated from {samples} examples "
+            f"predicts up to a tenth of them: {examples:g} are a large part of all that it knows. "
+            "Use tangency.estimated_learning_curve, which goes up to the whole sample."
+        )
 
 
 def _check(examples: float, ridge: float, noise: float) -> None:

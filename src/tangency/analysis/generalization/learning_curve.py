@@ -20,9 +20,10 @@ from tangency.errors import InvalidInput
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["LearningCurve", "learning_curve"]
+__all__ = ["LearningCurve", "Numbers", "curve_points", "learning_curve"]
 
 Numbers: TypeAlias = float | Sequence[float] | Tensor | npt.NDArray[Any]
+"""One number, or many in one dimension."""
 
 _AXES = {"sizes": "training examples", "ridge": "ridge", "noise": "noise variance"}
 
@@ -110,7 +111,8 @@ def learning_curve(
     """Predicted train and test error of kernel ridge regression against n, ridge or noise.
 
     The eigenlearning equations (see `eigenlearning`) at every point. One of the three may be a
-    vector, or several of one length.
+    vector, or several of one length. Where the population is not known, but a kernel matrix of a
+    sample is, `estimated_learning_curve` takes its place.
 
     Args:
         population: the kernel and the target over the distribution; see `population`.
@@ -121,18 +123,9 @@ def learning_curve(
     Raises:
         InvalidInput: numbers out of range, or vectors of different lengths.
     """
-    given = {"sizes": _vector(sizes, "sizes"), "ridge": _vector(ridge, "ridge")}
-    given["noise"] = _vector(noise, "noise")
-    lengths = {len(values) for values in given.values()} - {1}
-    if len(lengths) > 1:
-        raise InvalidInput(f"sizes, ridge and noise have different lengths: {sorted(lengths)}.")
-    count = lengths.pop() if lengths else 1
-    along = next((name for name, values in given.items() if len(values) > 1), "sizes")
-    n, ridges, noises = (values.expand(count).clone() for values in given.values())
-    found = [
-        eigenlearning(population, *point)
-        for point in zip(n.tolist(), ridges.tolist(), noises.tolist(), strict=True)
-    ]
+    points, along = curve_points(sizes, ridge, noise)
+    found = [eigenlearning(population, *point) for point in points.T.tolist()]
+    n, ridges, noises = points
     return LearningCurve(
         sizes=n,
         ridge=ridges,
@@ -143,6 +136,22 @@ def learning_curve(
         train_error=_numbers(point.train_error for point in found),
         along=along,
     )
+
+
+def curve_points(sizes: Numbers, ridge: Numbers, noise: Numbers) -> tuple[Tensor, str]:
+    """(3, S) sizes, ridges and noises, each repeated where one is given, and which one varies.
+
+    Raises:
+        InvalidInput: no numbers, more than one dimension, or vectors of different lengths.
+    """
+    given = {"sizes": _vector(sizes, "sizes"), "ridge": _vector(ridge, "ridge")}
+    given["noise"] = _vector(noise, "noise")
+    lengths = {len(values) for values in given.values()} - {1}
+    if len(lengths) > 1:
+        raise InvalidInput(f"sizes, ridge and noise have different lengths: {sorted(lengths)}.")
+    count = lengths.pop() if lengths else 1
+    along = next((name for name, values in given.items() if len(values) > 1), "sizes")
+    return torch.stack([values.expand(count) for values in given.values()]), along
 
 
 def _vector(values: Numbers, name: str) -> Tensor:

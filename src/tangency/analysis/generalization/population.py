@@ -91,10 +91,13 @@ def population(K: Kernel, y: ArrayLike, modes: int | None = None) -> Population:
     lambda_i is the i-th eigenvalue of K over m, v_i^2 the squared projection of the targets on
     the i-th mode over m, summed over outputs (Bordelon, Canatar & Pehlevan 2020; Canatar et al.
     2021). Both are biased for i near m: the smallest eigenvalues share out the trace of all modes
-    that m examples do not resolve. For learning curves up to n well below m that does not matter,
-    since a mode with lambda_i far below the effective regularisation kappa enters by its
-    eigenvalue's sum alone. The noise of the labels cannot be told from power in hopeless modes; it
-    is counted there, and acts the same.
+    that m examples do not resolve. The noise of the labels cannot be told from power in hopeless
+    modes; it is counted there, and acts the same.
+
+    Good for tails (`scaling_law`) and for which modes are learned (`eigenlearning`). The sample
+    takes the place of the distribution, and n examples out of it are a part n / m of all that
+    there is: errors come out too small by about this part, so predictions are made up to m / 10
+    only. `estimated_learning_curve` knows the difference, and goes up to n = m.
 
     Args:
         K: (m, m); of a kernel (m, m, out, out), pass the mean over outputs.
