@@ -184,15 +184,17 @@ def harmonic_spectrum(
     )
 
 
-def multiplicity(dimension: int, degree: int) -> float:
+def multiplicity(dimension: int, degree: int) -> int:
     """N(d, k): how many linearly independent spherical harmonics of degree k there are on S^{d-1}.
 
     (2k + d - 2) / k * binomial(k + d - 3, d - 2); 1 at degree 0 and 2 on the circle.
     """
     if degree == 0:
-        return 1.0
-    whole = math.comb(degree + dimension - 3, dimension - 2) if dimension > 2 else 1
-    return float((2 * degree + dimension - 2) * whole / degree) if dimension > 2 else 2.0
+        return 1
+    if dimension == 2:
+        return 2
+    whole = math.comb(degree + dimension - 3, dimension - 2)
+    return (2 * degree + dimension - 2) * whole // degree
 
 
 def gegenbauer(dimension: int, degrees: Sequence[int], cosines: Tensor) -> Tensor:
@@ -230,15 +232,16 @@ def _integrals(
     cosines = torch.cat([angles.cos(), torch.ones(1, dtype=torch.float64)])
     values = _values(kernel_function, cosines)
     terms = gegenbauer(dimension, degrees, cosines[:-1]) * (values[:-1] * density / density.sum())
+    roundings = torch.tensor(degrees) + ROUNDINGS  # those of the recurrence add up
     return _Integrals(
         values=terms.sum(dim=1),
-        rounding=ROUNDINGS * torch.finfo(torch.float64).eps * terms.abs().sum(dim=1),
+        rounding=roundings * torch.finfo(torch.float64).eps * terms.abs().sum(dim=1),
         diagonal=float(values[-1]),
     )
 
 
 ROUNDINGS = 4
-"""Relative rounding errors in a term of the quadrature, in machine epsilons."""
+"""Relative rounding errors in a term of the quadrature at degree 0, in machine epsilons."""
 
 
 def _fejer(count: int) -> tuple[Tensor, Tensor]:
