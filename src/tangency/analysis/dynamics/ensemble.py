@@ -96,10 +96,10 @@ class Ensemble:
                 "a test distribution needs three kernels: ntk_test_train, nngp_test_train and "
                 "nngp_test."
             )
-        mean = self.training.predict(times, ntk_test_train)
         when = self.training.checked(times)
         if moment == "covariance":
             check_covariances(len(when.values), len(self._start))
+        mean = self.training.predict(times, ntk_test_train)
         left = self.training.left(when.values)
         spread = _spread(self._modes, left, self._start, moment)
         train = self._outputs(mean.train, spread, when)

@@ -141,7 +141,6 @@ class StochasticGradientDescent:
             InvalidInput: as `GradientDescent.predict`, or an infinite number of steps.
         """
         when = self._checked(times)
-        mean = self._descent.predict(times, K_test_train, f0_train, f0_test)
         vectors = self._kernel.eigensystem.vectors
         reaches = [self._kernel.matrix @ vectors]
         if K_test_train is not None:
@@ -153,6 +152,7 @@ class StochasticGradientDescent:
         else:
             rows = max(len(reach) for reach in reaches)
             check_covariances(len(when.values) * len(pairs), rows)
+        mean = self._descent.predict(times, K_test_train, f0_train, f0_test)
         spreads = self._spreads(when, pairs, reaches, f0_train, moment)
         means = [mean.train] + ([] if mean.test is None else [mean.test])
         outputs = [
