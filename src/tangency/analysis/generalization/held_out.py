@@ -37,8 +37,11 @@ def held_out_residuals(fit: RidgeRegression, ridge: float, folds: list[Tensor]) 
     """
     threshold = _null_threshold(fit, ridge)
     columns = fit.kernel.flatten(fit.labels.values)
-    if fit.kernel.outputs is None and all(len(fold) == 1 for fold in folds):
+    single = all(len(fold) == 1 for fold in folds)
+    if fit.kernel.outputs is None and single:
         residuals = _one_by_one(fit, ridge, threshold)
+    elif single and not bool(fit.null(ridge).any()):
+        residuals = _blocks_at_once(fit, ridge)
     else:
         residuals = torch.empty_like(columns)
         for fold in folds:
@@ -83,6 +86,14 @@ def _one_by_one(fit: RidgeRegression, ridge: float, threshold: float) -> Tensor:
         limit = limit / torch.where(spanned, own, 1.0)[:, None]
         residuals = torch.where(spanned[:, None], limit, residuals)
     return residuals
+
+
+def _blocks_at_once(fit: RidgeRegression, ridge: float) -> Tensor:
+    """(n * out, 1) residuals of examples with several outputs, for K + ridge without null modes."""
+    weights = fit.inverse(ridge)
+    rows = fit.system.vectors.reshape(fit.kernel.examples, -1, len(weights))
+    alpha = rows @ (weights[:, None] * fit.projections)
+    return _solve((rows * weights) @ rows.mT, alpha).reshape(-1, 1)
 
 
 def _block(fit: RidgeRegression, ridge: float, rows: Tensor, threshold: float) -> Tensor:
