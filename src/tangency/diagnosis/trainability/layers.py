@@ -1,0 +1,410 @@
+"""What layers do to signal and gradient at initialisation, measured on the module, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tangency import drawing, examples
+from tangency.diagnosis.trainability.propagation import mean_correlation
+from tangency.empirical.function import detached, differentiable_copy, outputs, undisturbed
+from tangency.errors import InvalidInput
+from tangency.examples import Examples
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["LayerLimits", "LayerSignal", "LayerSignals", "Problem", "layer_signals"]
+
+ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh sigmoid hardtanh hardsigmoid "
+    "hardswish softplus softsign tanhshrink logsigmoid erf sin cos special_erf threshold".split()
+)
+"""Functions whose slope is looked at, by name (with or without a final underscore)."""
+
+FLAT = 0.05
+"""An entry is saturated where the slope is below this part of the activation's steepest."""
+
+_SCALE = torch.linspace(-6, 6, 241)
+"""Where the steepest slope of an activation is looked for."""
+
+
+@dataclass(frozen=True)
+class LayerLimits:
+    """From where a layer is reported.
+
+    Attributes:
+        gradient: a gradient of so many times less or more than the median over layers, as norms
+            over all parameters of a layer.
+        signal: a mean square of the outputs of so many times less or more than that of the first
+            layer with parameters.
+        correlation: mean cosine between the outputs of different examples, above which they are
+            alike to the layers that follow.
+        saturated: fraction of saturated entries of a sigmoid-like activation.
+        dead: fraction of units that are flat on every example.
+    """
+
+    gradient: float = 1e3
+    signal: float = 1e6
+    correlation: float = 0.999
+    saturated: float = 0.75
+    dead: float = 0.5
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """One layer on a batch.
+
+    Attributes:
+        name: qualified name of the module; an activation that is called as a function is named by
+            it and by the layer that it comes after.
+        kind: type of the module, or name of the function.
+        second_moment: mean square of the outputs over examples and units.
+        correlation: mean cosine between the outputs of different examples; NaN for one example.
+        backward: second moment of the gradient of the loss in the outputs, sum over units, mean
+            over examples.
+        gradient: norm of the gradient in the parameters of the layer; NaN without any.
+        saturated: fraction of entries with a slope below `FLAT` of the steepest; NaN for layers
+            that are no activation. Half of the entries of a ReLU are.
+        dead: fraction of units with such a slope on every example; NaN likewise.
+    """
+
+    name: str
+    kind: str
+    second_moment: float
+    correlation: float
+    backward: float
+    gradient: float
+    saturated: float
+    dead: float
+
+    @property
+    def is_activation(self) -> bool:
+        """Whether the layer is a pointwise function."""
+        return not math.isnan(self.saturated)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer that is out of bounds, with the reason in words."""
+
+    layer: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSignals:
+    """Layers in the order of their calls, and those that are out of bounds.
+
+    Attributes:
+        layers: one entry per call of a layer with parameters, or of an activation.
+        limits: from where a layer is reported.
+        count: number of examples.
+        loss: what gradients are taken of: "targets" for the squared loss on given targets,
+            "random" for random cotangents at the outputs.
+    """
+
+    layers: tuple[LayerSignal, ...]
+    limits: LayerLimits
+    count: int
+    loss: str
+
+    @property
+    def gradient_range(self) -> float:
+        """Largest over smallest norm of the gradient in the parameters of a layer."""
+        norms = [layer.gradient for layer in self.layers if not math.isnan(layer.gradient)]
+        if not norms:
+            return math.nan
+        return max(norms) / min(norms) if min(norms) > 0 else math.inf
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Layers out of bounds, in order."""
+        return tuple(_problems(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Layers, limits and problems as plain numbers and words."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "limits": asdict(self.limits),
+            "problems": [asdict(problem) for problem in self.problems],
+            "count": self.count,
+            "loss": self.loss,
+            "gradient_range": self.gradient_range,
+        }
+
+    def __repr__(self) -> str:
+        names = ("signal", "cosine", "backward", "gradient", "saturated", "dead")
+        wide = max([len(layer.name) for layer in self.layers] + [5])
+        lines = [
+            f"LayerSignals({len(self.layers)} layers on {self.count} examples, gradients of "
+            f"{self.loss})",
+            f"  {'layer':<{wide}}  {'kind':<12}" + "".join(f"{n:>11}" for n in names),
+        ]
+        for s in self.layers:
+            values = (s.second_moment, s.correlation, s.backward, s.gradient, s.saturated, s.dead)
+            shown = "".join(f"{'' if math.isnan(v) else format(v, '.3g'):>11}" for v in values)
+            lines.append(f"  {s.name:<{wide}}  {s.kind[:12]:<12}{shown}")
+        return "\n".join([*lines, *(f"  ! {problem}" for problem in self.problems)])
+
+    def figure(self) -> Figure:
+        """Signal, gradients and flat units from the first layer to the last."""
+        figure = drawing.panels(
+            "Layers at initialisation",
+            ["mean square of the outputs", "squared gradient in the outputs",
+             "norm of the gradient in the parameters", "flat entries and units"],
+        )
+        x = torch.arange(len(self.layers), dtype=torch.float64)
+        names = [f"{s.name} ({s.kind})" for s in self.layers]
+        rows = (("second_moment", 1, 1), ("backward", 1, 2), ("gradient", 2, 1), ("saturated", 2, 2))
+        for name, row, col in rows:
+            y = [getattr(s, name) for s in self.layers]
+            drawing.points(figure, x, y, name, text=names, row=row, col=col, legend=False)
+            log = name != "saturated"
+            figure.update_yaxes(type="log" if log else "linear", row=row, col=col)
+            figure.update_xaxes(title_text="layer, in order of calls", row=row, col=col)
+        dead = [s.dead for s in self.layers]
+        drawing.points(figure, x, dead, "dead", drawing.INFINITE, text=names, row=2, col=2)
+        return figure
+
+
+def layer_signals(
+    model: nn.Module,
+    example: Examples,
+    targets: Tensor | None = None,
+    *,
+    limits: LayerLimits | None = None,
+    draws: int = 4,
+) -> LayerSignals:
+    """Signal and gradients of every layer of `model` as it stands, in the mode that it is in.
+
+    Batch normalisation in training mode uses the statistics of the batch, as in training. The
+    module stays as it is: modes, buffers, gradients, hooks, and the random state.
+
+    Args:
+        model: any module that returns one tensor with one row per example.
+        example: n examples; 32 or more tell dead units from units that are dead on a few.
+        targets: (n, out) or (n,); then gradients are those of 1/(2n) sum_i |f(x_i) - y_i|^2. If
+            None, of random cotangents at the outputs, root mean square over `draws` of them.
+        limits: from where a layer is reported.
+        draws: random cotangents.
+
+    Raises:
+        InvalidInput: bad example data or targets, a module without parameters, outputs that are
+            not one real tensor.
+    """
+    examples.check(example, "example")
+    with undisturbed(model, example):
+        x = differentiable_copy(example)
+        values = {
+            name: p.clone().requires_grad_(p.is_floating_point())
+            for name, p in detached(dict(model.named_parameters())).items()
+        }
+        if not values:
+            raise InvalidInput(f"{type(model).__name__} has no parameters.")
+        recorder = _Recorder()
+        with recorder.watching(model):
+            out = outputs(model, x, values)
+        cotangents = _cotangents(out, targets, draws)
+        return LayerSignals(
+            layers=tuple(_signals(recorder.calls, out, values, cotangents)),
+            limits=limits or LayerLimits(),
+            count=examples.count(x),
+            loss="random cotangents" if targets is None else "the squared loss",
+        )
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of a layer: its outputs in the graph of autograd, and what must be read at once."""
+
+    name: str
+    kind: str
+    output: Tensor
+    parameters: tuple[str, ...]
+    second_moment: float
+    correlation: float
+    saturated: float = math.nan
+    dead: float = math.nan
+
+
+class _Recorder(TorchFunctionMode):
+    """Calls of layers with parameters and of activations, under the names of their modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+        self._path: list[tuple[str, bool]] = [("", False)]
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Record while `model` runs; its hooks are removed afterwards."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                handles += [
+                    module.register_forward_pre_hook(self._entering(name, _is_leaf(module))),
+                    module.register_forward_hook(self._leaving(name), always_call=True),
+                ]
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str, leaf: bool) -> Callable[..., None]:
+        return lambda module, args: self._path.append((name, leaf))
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            self._path.pop()
+            mine = module.named_parameters(recurse=False)
+            own = tuple(f"{name}.{n}".lstrip(".") for n, _ in mine)
+            if own and _is_leaf(module) and isinstance(output, Tensor) and output.is_floating_point():
+                self._record(name or "model", type(module).__name__, output, own)
+
+        return hook
+
+    def _record(self, name: str, kind: str, output: Tensor, own: tuple[str, ...]) -> _Call:
+        h = output.detach().double().flatten(1)
+        gram = h @ h.mT / h.shape[1]
+        call = _Call(
+            name, kind, output, own, float(gram.diagonal().mean()), float(mean_correlation(gram))
+        )
+        self.calls.append(call)
+        return call
+
+    def _place(self, function: str) -> str:
+        """The name of an activation: that of its module, or what it comes after."""
+        name, leaf = self._path[-1]
+        if leaf:
+            return name or "model"
+        return f"{function} after {self.calls[-1].name}" if self.calls else f"{function} of the data"
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        name = getattr(func, "__name__", "").strip("_")
+        x = args[0] if args else given.get("input")
+        if name not in ACTIVATIONS or not isinstance(x, Tensor) or x.dim() < 2:
+            return func(*args, **given)
+        before = x.detach().clone()
+        output = func(*args, **given)
+        if isinstance(output, Tensor) and output.shape == before.shape:
+            call = self._record(self._place(name), name, output, ())
+            rest = {k: v for k, v in given.items() if k != "input"}
+            # A copy, so that the slope of a function that writes over its input is known too.
+            call.saturated, call.dead = _flat(lambda t: func(t.clone(), *args[1:], **rest), before)
+        return output
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _flat(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """Fractions of entries and of units (over all examples) where the slope is next to nothing."""
+    shape = [-1, *[1] * (x.dim() - 1)]
+    steepest = _slope(function, _SCALE.to(x).reshape(shape).expand(-1, *x.shape[1:])).max()
+    flat = _slope(function, x) < FLAT * steepest
+    units = flat.flatten(2).all(dim=2) if x.dim() > 2 else flat
+    return float(flat.double().mean()), float(units.all(dim=0).double().mean())
+
+
+def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(function(x).sum(), x)[0].abs()
+
+
+def _cotangents(out: Tensor, targets: Tensor | None, draws: int) -> list[Tensor]:
+    """Gradients of the loss in the outputs, those of one example of a size that n leaves alone."""
+    if targets is not None:
+        y = targets.to(out)
+        if y.numel() != out.numel():
+            raise InvalidInput(
+                f"targets has shape {tuple(targets.shape)}, but the outputs {tuple(out.shape)}."
+            )
+        return [(out.detach() - y.reshape(out.shape)) / len(out)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(draws)]
+    return [torch.randn(out.shape, generator=g).to(out) / len(out) for g in generators]
+
+
+def _signals(
+    calls: list[_Call], out: Tensor, values: dict[str, Tensor], cotangents: list[Tensor]
+) -> Iterator[LayerSignal]:
+    """The calls with mean squares over cotangents of the gradients."""
+    names = list(values)
+    tensors = [*values.values(), *(call.output for call in calls)]
+    squares = [0.0] * len(tensors)
+    for cotangent in cotangents:
+        gradients = torch.autograd.grad(
+            out, tensors, cotangent, retain_graph=True, allow_unused=True
+        )
+        for k, g in enumerate(gradients):
+            squares[k] += 0.0 if g is None else float(g.double().square().sum()) / len(cotangents)
+    per_parameter = dict(zip(names, squares, strict=False))
+    for call, square in zip(calls, squares[len(names) :], strict=True):
+        norm = math.sqrt(sum(per_parameter.get(name, 0.0) for name in call.parameters))
+        yield LayerSignal(
+            name=call.name,
+            kind=call.kind,
+            second_moment=call.second_moment,
+            correlation=call.correlation,
+            backward=square * len(out),
+            gradient=norm if call.parameters else math.nan,
+            saturated=call.saturated,
+            dead=call.dead,
+        )
+
+
+def _problems(signals: LayerSignals) -> Iterator[Problem]:
+    limits = signals.limits
+    norms = sorted(s.gradient for s in signals.layers if not math.isnan(s.gradient))
+    middle = norms[len(norms) // 2] if norms else math.nan
+    first = next((s.second_moment for s in signals.layers if not s.is_activation), math.nan)
+    for s in signals.layers:
+        for kind, reason in _reasons(s, limits, middle, first):
+            yield Problem(s.name, kind, reason)
+
+
+def _reasons(
+    s: LayerSignal, limits: LayerLimits, middle: float, first: float
+) -> Iterator[tuple[str, str]]:
+    if s.gradient * limits.gradient < middle:
+        yield (
+            "vanishing",
+            f"its gradient ({s.gradient:.2g}) is {middle / max(s.gradient, 1e-300):.2g} times "
+            "smaller than the median over layers",
+        )
+    if s.gradient > limits.gradient * middle:
+        yield (
+            "exploding",
+            f"its gradient ({s.gradient:.2g}) is {s.gradient / max(middle, 1e-300):.2g} times "
+            "larger than the median over layers",
+        )
+    if s.second_moment * limits.signal < first:
+        yield "signal lost", f"its outputs have a mean square of only {s.second_moment:.2g}"
+    if s.second_moment > limits.signal * first:
+        yield "signal explodes", f"its outputs have a mean square of {s.second_moment:.2g}"
+    if s.correlation > limits.correlation:
+        yield "inputs alike", f"different examples have outputs of mean cosine {s.correlation:.5g}"
+    if s.dead > limits.dead:
+        yield "dead", f"{s.dead:.0%} of its units are flat on every example"
+    elif s.saturated > limits.saturated:
+        yield "saturating", f"{s.saturated:.0%} of its entries are where the activation is flat"
