@@ -28,6 +28,8 @@ FIGURES = {
     "test_loss",
     "drift",
     "outputs",
+    "learning_curve",
+    "leave_one_out",
 }
 FLAGS = (
     "--headless",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tangency.analysis import Spectrum
 from tangency.drawing import EMPIRICAL, INFINITE
+from tangency.report.generalization import generalization_figures
 from tangency.report.slider import outputs_in_time
 from tangency.report.style import (
     ACTUAL,
@@ -43,6 +44,8 @@ def all_figures(study: Study) -> dict[str, Figure]:
         "drift": _drift(study),
         "outputs": outputs_in_time(study),
     }
+    if study.generalization is not None:
+        found |= generalization_figures(study.generalization)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

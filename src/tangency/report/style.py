@@ -6,13 +6,18 @@ Colours that depend on the reader's light or dark scheme are written as names (`
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tangency.drawing import numbers
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 __all__ = [
     "ACTUAL",
     "Figure",
+    "from_plotly",
     "horizontal",
     "layout",
     "line",
@@ -26,6 +31,18 @@ __all__ = [
 Figure: TypeAlias = dict[str, Any]
 
 ACTUAL = "@ink"
+
+
+def from_plotly(figure: PlotlyFigure) -> Figure:
+    """The figure of a result, dressed for the page: its title stands above it as text."""
+    plain: Figure = json.loads(figure.to_json())
+    plain["layout"].pop("title", None)
+    plain["layout"].pop("template", None)
+    font = plain["layout"].get("font", {})
+    dressed = layout("", "")
+    plain["layout"] |= {key: dressed[key] for key in ("legend", "hoverlabel", "dragmode", "margin")}
+    plain["layout"]["font"] = font | {"color": "@ink"}
+    return plain
 
 
 def line(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangency.report.generalization import generalization_text, held_out_text
 from tangency.study import Score, Study
 
 __all__ = ["everything", "headline", "number"]
@@ -33,6 +34,7 @@ class Measure:
 
 def everything(study: Study) -> dict[str, Any]:
     """All sentences and numbers of the page by the names that the template knows."""
+    found = study.generalization
     return {
         "title": f"How a network learns {study.data.name}",
         "headline": headline(study),
@@ -46,6 +48,8 @@ def everything(study: Study) -> dict[str, Any]:
         "training_text": _training(study),
         "outputs_text": _OUTPUTS,
         "scores_text": _scores(study),
+        "generalization_text": _generalization(study),
+        "held_out_text": "" if found is None else held_out_text(found),
         "measures": _measures(study),
         "unit": "accuracy" if study.data.classes else "R²",
         "score_rows": [(s, _shown(s), 100 * min(1.0, max(0.0, s.value))) for s in study.scores],
@@ -234,6 +238,13 @@ def _scores(study: Study) -> str:
         f"{_shown(network)} for the trained network, {_shown(best)} for the best "
         f"({best.name}). {base} {end}."
     )
+
+
+def _generalization(study: Study) -> str:
+    if study.generalization is not None:
+        return generalization_text(study.generalization)
+    reason = (study.generalization_reason or "").rstrip(".")
+    return f"How kernel regression generalises was not worked out: {reason}."
 
 
 def _measures(study: Study) -> list[Measure]:

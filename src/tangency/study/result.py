@@ -12,6 +12,7 @@ from tangency.analysis import Spectrum
 from tangency.datasets import Dataset
 from tangency.diagnosis import TrainingCheck
 from tangency.study.convergence import Convergence
+from tangency.study.generalization import Generalization
 
 __all__ = ["Score", "Study", "score"]
 
@@ -69,6 +70,9 @@ class Study:
         spectrum_infinite: of the infinite-width NTK; None without one.
         convergence: of the empirical to the infinite kernel with width; None where there is none.
         convergence_reason: why not.
+        generalization: learning curve and leave-one-out of kernel regression; None where the
+            kernel does not allow it.
+        generalization_reason: why not.
         scores: on the test examples, the trained network first.
         chance: what a predictor that ignores the inputs reaches.
         seed: of the split, the network and everything drawn.
@@ -86,6 +90,8 @@ class Study:
     spectrum_infinite: Spectrum | None
     convergence: Convergence | None
     convergence_reason: str | None
+    generalization: Generalization | None
+    generalization_reason: str | None
     scores: tuple[Score, ...]
     chance: float
     seed: int
@@ -93,7 +99,14 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes by name, the parts as dictionaries of their own."""
-        parts = (self.data, self.check, self.spectrum, self.spectrum_infinite, self.convergence)
+        parts = (
+            self.data,
+            self.check,
+            self.spectrum,
+            self.spectrum_infinite,
+            self.convergence,
+            self.generalization,
+        )
         nested = {id(part) for part in parts if part is not None}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         found = {k: v.to_dict() if id(v) in nested else v for k, v in plain.items()}

@@ -15,6 +15,7 @@ from tangency.diagnosis import TrainingCheck, training_check
 from tangency.errors import TangencyError, UnsupportedOperation
 from tangency.program import capture
 from tangency.study.convergence import WIDTHS, Convergence, converge
+from tangency.study.generalization import Generalization, generalize
 from tangency.study.networks import Family
 from tangency.study.result import Score, Study, score
 
@@ -66,6 +67,8 @@ def study(
         modes_infinite = spectrum(check.ntk_infinite, data.y_train)
     on_stage("kernel regression")
     scores = _scores(check, data)
+    on_stage("learning curve and leave-one-out")
+    generalization, generalization_reason = _generalization(check, data, seed)
     convergence, convergence_reason = _convergence(family, data, check, widths, on_stage)
     return Study(
         data=data,
@@ -79,6 +82,8 @@ def study(
         spectrum_infinite=modes_infinite,
         convergence=convergence,
         convergence_reason=convergence_reason,
+        generalization=generalization,
+        generalization_reason=generalization_reason,
         scores=scores,
         chance=_chance(data),
         seed=seed,
@@ -90,6 +95,15 @@ def _program(family: Family, seed: int, data: Dataset) -> tuple[str | None, str 
     try:
         return str(capture(family.network(seed), data.x_train[:2])), None
     except UnsupportedOperation as error:
+        return None, str(error)
+
+
+def _generalization(
+    check: TrainingCheck, data: Dataset, seed: int
+) -> tuple[Generalization | None, str | None]:
+    try:
+        return generalize(check, data, seed), None
+    except TangencyError as error:
         return None, str(error)
 
 
