@@ -180,3 +180,27 @@ def test_bad_arguments():
             result.learning_times(rate)
     with pytest.raises(InvalidInput, match="targets"):
         spectrum(np.eye(3), np.zeros(4))
+
+
+def test_effective_dimension():
+    result = spectrum(np.diag([4.0, 1.0, 0.25]))
+    assert result.effective_dimension(1.0) == pytest.approx(4 / 5 + 1 / 2 + 1 / 5)
+    K, ridge = gram(6), 0.7
+    smoother = K @ np.linalg.inv(K + ridge * np.eye(6))
+    assert spectrum(K).effective_dimension(ridge) == pytest.approx(np.trace(smoother))
+    singular = spectrum(gram(6, rank=2))
+    assert singular.effective_dimension(0.0) == singular.rank == 2
+    assert singular.effective_dimension(1e-9) == pytest.approx(2)
+    for bad in (-1.0, math.nan, math.inf):
+        with pytest.raises(InvalidInput, match="ridge"):
+            result.effective_dimension(bad)
+
+
+def test_figure():
+    pytest.importorskip("plotly")
+    result = spectrum(gram(7, rank=4), np.ones(7))
+    eigenvalues, cumulative = result.figure().data
+    assert eigenvalues.x == (1, 2, 3, 4)
+    assert np.allclose(eigenvalues.y, result.eigenvalues[:4].numpy(), rtol=1e-4)
+    assert np.allclose(cumulative.y, result.cumulative_power.numpy(), rtol=1e-4, atol=1e-12)
+    assert len(spectrum(gram(7)).figure().data) == 1

@@ -106,6 +106,25 @@ def test_relu_networks_decay_as_in_the_literature(d):
         assert power_law_tail(even, 10, 60).exponent == pytest.approx(exponent, rel=0.1)
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_depth_keeps_the_decay_and_fills_in_the_odd_degrees(d):
+    """Bietti & Bach 2021, corollary 3: two hidden layers and more fall like k^-d at all degrees."""
+
+    def deep_ntk(t):
+        covariance, ntk = t, t
+        for _ in range(2):
+            ntk = kappa1(covariance) + ntk * kappa0(covariance)
+            covariance = kappa1(covariance).clamp(max=1)
+        return ntk
+
+    found = harmonic_spectrum(deep_ntk, d, 400)
+    assert bool((found.eigenvalues[:200] > found.accuracy[:200]).all())
+    for first in (2, 1):
+        values = found.eigenvalues[first::2]
+        slope = math.log(float(values[49] / values[99])) / math.log((198 + first) / (98 + first))
+        assert slope == pytest.approx(d, rel=0.05)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     d=st.integers(2, 12),

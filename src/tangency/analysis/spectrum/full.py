@@ -143,8 +143,8 @@ class Spectrum:
         drawing.line(
             figure, ranks[shown], self.eigenvalues[shown], "eigenvalues", row=1, col=1, legend=False
         )
-        figure.update_xaxes(type="log", title_text="mode")
-        figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
+        figure.update_xaxes(type="log", dtick=1, title_text="mode")
+        figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1, col=1)
         if cumulative is not None:
             drawing.line(
                 figure,

@@ -99,7 +99,9 @@ class HarmonicSpectrum:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def figure(self) -> Figure:
-        """The eigenvalues against the degree, both axes logarithmic; degree 0 is left out.
+        """The eigenvalues against the degree, both axes logarithmic.
+
+        Degree 0 and eigenvalues that cannot be told from zero are left out.
 
         Raises:
             MissingDependency: Plotly is not installed.
@@ -113,9 +115,6 @@ class HarmonicSpectrum:
             shown = seen & (self.degrees % 2 == parity) & (self.degrees > 0)
             colour = drawing.PALETTE[parity]
             drawing.points(figure, self.degrees[shown], self.eigenvalues[shown], name, colour)
-        shown = self.degrees > 0
-        noise = self.accuracy[shown]
-        drawing.line(figure, self.degrees[shown], noise, "accuracy", drawing.ACTUAL, dash="dot")
         return figure
 
     def __repr__(self) -> str:

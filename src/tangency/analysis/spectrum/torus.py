@@ -79,7 +79,9 @@ class TorusSpectrum:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def figure(self) -> Figure:
-        """The eigenvalues against |k|, both axes logarithmic; frequency zero is left out.
+        """The eigenvalues against |k|, both axes logarithmic.
+
+        Frequency zero and eigenvalues that cannot be told from zero are left out.
 
         Raises:
             MissingDependency: Plotly is not installed.
@@ -95,7 +97,6 @@ class TorusSpectrum:
         shown = (self.eigenvalues > self.accuracy) & (length > 0)
         labels = [str(tuple(k)) for k in self.frequencies[shown].tolist()]
         drawing.points(figure, length[shown], self.eigenvalues[shown], "eigenvalues", text=labels)
-        drawing.horizontal(figure, self.accuracy, "accuracy")
         return figure
 
     def __repr__(self) -> str:
