@@ -20,6 +20,9 @@ REACHED = 0.95
 HOVERING = (0.8, 1.25)
 """Between these multiples of the limit the curvature hovers there."""
 
+FALL = 0.95
+"""After a catapult the kernel's largest eigenvalue is at most this share of what it was."""
+
 SPIKE = 1.5
 """A loss this many times the least before it is a spike."""
 
@@ -146,7 +149,7 @@ def catapults(
             break
         peak = max(range(i + 1, end + 1), key=highest.__getitem__)
         before, after = float(ratio[i]), float(ratio[end])
-        if highest[peak] >= SPIKE * losses[i] and before >= REACHED and after < before:
+        if highest[peak] >= SPIKE * losses[i] and before >= REACHED and after <= FALL * before:
             start, top, back = (int(steps[k]) for k in (i, peak, end))
             found.append(Catapult(start, top, back, highest[peak] / losses[i], before, after))
         i = end

@@ -71,6 +71,7 @@ class Monitor:
         InvalidInput: bad data, targets that do not fit, a module that cannot be copied or as
             `EmpiricalKernel` refuses it, an argument out of range.
         MissingDependency: `curvature` without curvlinops.
+        UnsupportedOperation: `curvature` of a network without (right) second derivatives.
     """
 
     def __init__(

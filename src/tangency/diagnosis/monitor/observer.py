@@ -19,6 +19,9 @@ from tangency.errors import InvalidInput
 
 __all__ = ["Observation", "Observer"]
 
+HUGE = 1e100
+"""Entries of a kernel whose squares would overflow, and that count as overflowed."""
+
 WHOLE = 1024
 """Rows p * out up to which the kernel of all outputs is computed whole, (p, p, out, out); beyond,
 only its mean over outputs, and its largest eigenvalue by products with vectors."""
@@ -71,7 +74,7 @@ class Observer:
         self._all = EmpiricalKernel(network, output="full")
         self._sharpness = None
         if curvature:
-            self._sharpness = Sharpness(network, probe.x, probe.y, probe.loss, seed)
+            self._sharpness = Sharpness(network, probe, seed)
 
     def observe(self) -> Observation | None:
         """The replica as loaded last; None where its parameters or outputs are not finite."""
@@ -84,10 +87,10 @@ class Observer:
                 return None
             linearized = replica.linearized(probe.x)
             kernel, top = self._kernels()
-            if not bool(torch.isfinite(kernel).all()):
-                return None
             with torch.no_grad():
                 loss = float(probe.loss(outputs(replica.network, probe.x), probe.y))
+            if not (math.isfinite(loss) and float(kernel.abs().max()) < HUGE):
+                return None
             sharpness = math.nan if self._sharpness is None else self._sharpness()
         return Observation(
             loss=loss,
@@ -103,7 +106,7 @@ class Observer:
     def _kernels(self) -> tuple[Tensor, float]:
         """The mean over outputs, (p, p), and the largest eigenvalue of the whole."""
         kernel = self._kernel.ntk(self.probe.x).cpu().double()
-        if not bool(torch.isfinite(kernel).all()):
+        if not float(kernel.abs().max()) < HUGE:
             return kernel, math.inf
         if self._is_whole:
             mean = kernel.diagonal(dim1=2, dim2=3).mean(dim=-1)
