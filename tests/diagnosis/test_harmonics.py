@@ -39,7 +39,7 @@ def prescribed(model: nn.Module, inputs: int = 2) -> tg.InfiniteKernel:
 
 def test_the_profile_of_a_relu_network_in_closed_form():
     """In the NTK parametrisation with w2 = 2 and no biases, K(a) of one hidden layer is
-    2 (|x|^2 / d) ((sin a + (pi - a) cos a) + cos a (pi - a)) / pi (Bietti & Mairal 2019, eq. 9).
+    2 (|x|^2 / d) ((sin a + (pi - a) cos a) + cos a (pi - a)) / pi (Bietti & Mairal 2019).
     """
     kernel = prescribed(network(8, inputs=5), inputs=5)
     t = torch.linspace(-1, 1, 21, dtype=torch.float64)

@@ -28,13 +28,13 @@ def kappa1(t: torch.Tensor) -> torch.Tensor:
 
 
 def relu_ntk(t: torch.Tensor) -> torch.Tensor:
-    """The NTK of one hidden layer without biases (Bietti & Mairal 2019, eq. 9)."""
+    """The NTK of one hidden layer without biases (Bietti & Mairal 2019)."""
     return t * kappa0(t) + kappa1(t)
 
 
 @pytest.mark.parametrize("d", [2, 3, 5, 20, 784])
 def test_the_exponential_kernel_in_closed_form(d):
-    """Gamma(d/2) 2^(d/2 - 1) I_{k + d/2 - 1}(1) (Minh, Niyogi & Yao 2006, theorem 2)."""
+    """Gamma(d/2) 2^(d/2 - 1) I_{k + d/2 - 1}(1) (Minh, Niyogi & Yao 2006)."""
     found = harmonic_spectrum(torch.exp, d, 8)
     with mpmath.workdps(30):
         half = mpmath.mpf(d) / 2
@@ -79,7 +79,7 @@ def test_a_linear_kernel_has_degree_one_only():
 
 
 def test_the_circle_without_biases_in_closed_form():
-    """The first layer's NTK t (pi - a) / (2 pi) (Basri et al. 2019, section 3.1): odd frequencies
+    """The first layer's NTK t (pi - a) / (2 pi) (Basri et al. 2019): odd frequencies
     from three on vanish, the even ones are (k^2 + 1) / (pi^2 (k^2 - 1)^2).
     """
     found = harmonic_spectrum(lambda t: t * kappa0(t) / 2, 2, 60)
@@ -92,7 +92,7 @@ def test_the_circle_without_biases_in_closed_form():
 
 @pytest.mark.parametrize("d", [2, 3, 4, 6])
 def test_relu_networks_decay_as_in_the_literature(d):
-    """Bietti & Mairal 2019, proposition 5: odd degrees vanish from three on; even ones, and the
+    """Bietti & Mairal 2019: odd degrees vanish from three on; even ones, and the
     arc-cosine kernel of degree 1, fall like k^-d and k^-(d + 2).
     """
     found = harmonic_spectrum(relu_ntk, d, 400)
@@ -108,7 +108,7 @@ def test_relu_networks_decay_as_in_the_literature(d):
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_depth_keeps_the_decay_and_fills_in_the_odd_degrees(d):
-    """Bietti & Bach 2021, corollary 3: two hidden layers and more fall like k^-d at all degrees."""
+    """Bietti & Bach 2021: two hidden layers and more fall like k^-d at all degrees."""
 
     def deep_ntk(t):
         covariance, ntk = t, t

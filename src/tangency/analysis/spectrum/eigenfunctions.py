@@ -78,7 +78,7 @@ def eigenfunctions(
 ) -> Eigenfunctions:
     """Extend the modes of a kernel matrix to functions, and evaluate them at new points.
 
-    phi_i(x*) = sqrt(n) / lambda_i  sum_j K(x*, x_j) v_ij (Nystrom; Williams & Seeger 2001, eq. 8),
+    phi_i(x*) = sqrt(n) / lambda_i  sum_j K(x*, x_j) v_ij (Nystrom; Williams & Seeger 2001),
     which on the training examples is sqrt(n) v_i. As n grows, phi_i converges to the eigenfunction
     of the kernel's integral operator over the distribution of the examples (up to sign, or a
     rotation among equal eigenvalues); the first ones are good long before the last ones.

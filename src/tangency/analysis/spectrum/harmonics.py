@@ -244,7 +244,7 @@ ROUNDINGS = 4
 
 
 def _fejer(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes in (-1, 1), ascending, and weights of Fejer's first rule (Waldvogel 2006, eq. 1.2)."""
+    """Nodes in (-1, 1), ascending, and weights of Fejer's first rule (Waldvogel 2006)."""
     angle = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
     k = torch.arange(1, count // 2 + 1, dtype=torch.float64)
     series = torch.cos(2 * angle[:, None] * k) @ (1 / (4 * k**2 - 1))
