@@ -137,3 +137,43 @@ def test_a_real_network_learns_frequencies_when_its_spectrum_says():
     assert torch.allclose(measured[1:], expected[1:], rtol=0.15)
     own = order.learning_times(run="empirical kernel")
     assert torch.allclose(measured, own, rtol=0.03)
+
+
+def sphere(n: int) -> torch.Tensor:
+    """Points spread evenly over the sphere in three dimensions (Fibonacci's spiral)."""
+    i = torch.arange(n, dtype=torch.float64) + 0.5
+    height, turn = 1 - 2 * i / n, math.pi * (1 + math.sqrt(5)) * i
+    radius = (1 - height**2).sqrt()
+    return torch.stack([radius * turn.cos(), radius * turn.sin(), height], dim=1)
+
+
+def test_degrees_on_the_sphere_are_learned_in_their_order():
+    """From the analytic eigenvalues to the limit kernel on points, and from the kernel of a finite
+    network to its real run. (Between the two kernels stands the width: small eigenvalues fluctuate
+    by more than 1 / sqrt(width).)
+    """
+    x, degrees = sphere(128), [1, 2, 3]
+    axis = torch.tensor([2.0, 3.0, 6.0], dtype=torch.float64) / 7
+    zonal = tg.analysis.gegenbauer(3, degrees, x @ axis)
+    zonal = zonal / zonal.norm(dim=1, keepdim=True)
+    patterns = {str(k): pattern for k, pattern in zip(degrees, zonal, strict=True)}
+    y = zonal.sum(dim=0)
+    model = network(1024, inputs=3)
+    init = tg.Init(weight=2.0, bias=1.0, overrides={"2.bias": 0.01})
+    kernel = tg.InfiniteKernel(model, x, init=init)
+    spectrum = tg.harmonic_spectrum(tg.kernel_profile(kernel, 3), 3, 8)
+    rate = 0.2 / float(spectrum.eigenvalues.max())
+    expected = spectrum.learning_times(rate)[degrees]
+
+    times = torch.cat([torch.zeros(1), torch.logspace(0, 5, 200)]).double()
+    limit = tg.GradientFlow(kernel.ntk(x), y, rate).predict(times).train
+    found = tg.pattern_learning(times, limit, y, patterns).learning_times()
+    assert torch.allclose(found, expected, rtol=0.1)  # 128 points
+
+    check = tg.training_check(
+        model, x, y, steps=int(1.5 * expected[1]), learning_rate=rate, infinite=False
+    )
+    order = tg.learning_order(check, y, patterns)
+    measured, own = order.learning_times(), order.learning_times(run="empirical kernel")
+    assert torch.allclose(measured[:2], own[:2], rtol=0.03)
+    assert float(measured[0]) < float(measured[1]) < float(measured[2]) == math.inf
