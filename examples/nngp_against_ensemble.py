@@ -14,9 +14,9 @@ $$
 Here 60 networks of width 1024 learn five points on a circle. The band is theory, two standard
 deviations on either side; the points are the ensemble. The dashed lines in the last panel are
 Bayesian inference with the NNGP kernel. Gradient descent is something else: it ends at another
-mean, and its spread is *never below* that of the posterior, since \(\Sigma_t\) is the error variance of a
-linear prediction from the initial outputs, and the posterior's is the least that there is. (Only
-training nothing but the last layer ends in the posterior.)
+mean, and its spread is *never below* that of the posterior, since \(\Sigma_t\) is the error
+variance of a linear prediction from the initial outputs, and the posterior's is the least that
+there is. (Only training nothing but the last layer ends in the posterior.)
 
 The networks train in the NTK parametrisation, in which both layers count. That is no more than a
 learning rate for each parameter: \(\sigma_w^2 / \text{fan-in}\) for weights and \(\sigma_b^2\) for
