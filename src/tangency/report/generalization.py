@@ -42,8 +42,8 @@ def generalization_text(found: Generalization) -> str:
         f"Regression with the {found.kernel}, fitted to random parts of the training examples: "
         "points are measured on the test examples, the line is what theory foretells from the "
         f"training examples alone. With all {n} it foretells a mean squared error of "
-        f"{predicted:.3g}, {verdict} the measured {measured:.3g}. The theory takes the kernel's features for "
-        "Gaussian, which real data need not be."
+        f"{predicted:.3g}, {verdict} the measured {measured:.3g}. The theory takes the kernel's "
+        "features for Gaussian, which real data need not be."
     )
 
 
