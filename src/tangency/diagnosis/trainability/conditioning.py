@@ -5,8 +5,8 @@ T_aa + (m - 1) T_ab and m - 1 eigenvalues T_aa - T_ab. As l grows,
 
     ordered    T_aa and T_ab go to A(q*) / (1 - chi_1), their difference like l chi_1^l: the
                condition number grows like 1 / (l chi_1^l)
-    chaotic    T_aa grows like chi_1^l and T_ab goes to A(q*, c*) / (1 - chi_c): it goes to 1, and the
-               mean prediction on new inputs to zero
+    chaotic    T_aa grows like chi_1^l and T_ab goes to A(q*, c*) / (1 - chi_c): it goes to 1,
+               and the mean prediction on new inputs to zero
     critical   T_ab / T_aa -> p / (1 + 2 p) where the correlation map leaves one as
                1 - C(1 - e) = e - a e^(1 + p): 1/4 with kinks (p = 1/2), 1/3 without (p = 1),
                so that it goes to 1 + m/3 or 1 + m/2
@@ -32,7 +32,7 @@ from tangency.diagnosis.trainability.mean_field import (
     maps_of,
     mean_field_of,
 )
-from tangency.diagnosis.trainability.propagation import entry, mean_correlation, propagate
+from tangency.diagnosis.trainability.propagation import inputs_of, mean_correlation, propagate
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 from tangency.infinite import Init
@@ -137,7 +137,7 @@ def ntk_against_depth(
     if depth is not None and depth < 1:
         raise InvalidInput(f"depth is {depth}, but must be at least 1.")
     maps = maps_of(model, example, init, block)
-    gram, ntk = entry(maps.block, examples.take(example, slice(0, MOST)), init, parametrization)
+    gram, ntk = maps.entry(inputs_of(examples.take(example, slice(0, MOST))), parametrization)
     start = float(gram.diagonal().mean()), float(mean_correlation(gram))
     check_closed(maps, start[0])
     theory = mean_field_of(maps, start)

@@ -67,9 +67,7 @@ class LengthFixedPoints:
 
 def length_fixed_points(lengths: Callable[[Tensor], Tensor]) -> LengthFixedPoints:
     """All fixed points of a length map q (m,) -> Q(q) (m,)."""
-    grid = torch.logspace(
-        math.log10(SMALLEST), math.log10(LARGEST), SCANNED, dtype=torch.float64
-    )
+    grid = torch.logspace(math.log10(SMALLEST), math.log10(LARGEST), SCANNED, dtype=torch.float64)
 
     def growth(log_q: float) -> float:
         at = torch.tensor([math.exp(log_q)], dtype=torch.float64)

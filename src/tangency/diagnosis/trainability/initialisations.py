@@ -15,7 +15,7 @@ from tangency.diagnosis.trainability.mean_field import MeanField, maps_of, mean_
 from tangency.diagnosis.trainability.phase_diagram import critical_weight_of
 from tangency.diagnosis.trainability.propagation import (
     Propagation,
-    entry,
+    inputs_of,
     mean_correlation,
     propagate,
 )
@@ -27,7 +27,7 @@ from tangency.infinite import Init
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Initialisation", "Initialisations", "initialisations", "judged"]
+__all__ = ["Initialisation", "Initialisations", "compared", "initialisations", "judged"]
 
 BIASES = (0.0, 0.05, 0.2, 0.6)
 """Bias moments at which a critical weight moment is looked for."""
@@ -132,8 +132,16 @@ def initialisations(
     examples.check(example, "example")
     maps = maps_of(model, example, "module", block)
     few = examples.take(example, slice(0, FOLLOWED))
-    own = judged("own", maps, few, "module", depth, limits)
+    own = judged("own", maps, few, depth, limits)
     check_closed(maps, own.theory.start[0])
+    return compared(own, few, depth, limits)
+
+
+def compared(
+    own: Initialisation, few: Examples, depth: int | None, limits: DepthLimits | None
+) -> Initialisations:
+    """Other initialisations beside the module's own."""
+    maps = own.theory.maps
     presets: dict[str, Init] = {
         "He": Init.he(),
         "Xavier": Init.xavier(),
@@ -145,7 +153,7 @@ def initialisations(
         if not math.isnan(w2):
             presets[f"critical ({w2:.4g}, {b2:g})"] = Init(w2, b2)
             break
-    rows = [judged(name, maps.at(i), few, i, depth, limits) for name, i in presets.items()]
+    rows = [judged(name, maps.at(i), few, depth, limits) for name, i in presets.items()]
     return Initialisations((own, *rows))
 
 
@@ -153,7 +161,6 @@ def judged(
     name: str,
     maps: BlockMaps,
     few: Examples,
-    init: Init | str,
     depth: int | None = None,
     limits: DepthLimits | None = None,
 ) -> Initialisation:
@@ -162,7 +169,7 @@ def judged(
     Where what comes before the blocks has no limit, they start at length 1 and correlation 1/2.
     """
     try:
-        gram = entry(maps.block, few, init).nngp
+        gram = maps.entry(inputs_of(few)).nngp
     except TangencyError:
         gram = torch.full((2, 2), 0.5, dtype=torch.float64).fill_diagonal_(1.0)
     if len(gram) == 1:  # a second one at an angle, to be told from the first
@@ -170,7 +177,9 @@ def judged(
     start = max(float(gram.diagonal().mean()), 1e-300), float(mean_correlation(gram).clamp(-1, 1))
     theory = mean_field_of(maps, start)
     through = propagate(maps, gram, depth or maps.block.depth)
-    return Initialisation(name, theory, through, judge_block(theory, through, limits or DepthLimits()))
+    return Initialisation(
+        name, theory, through, judge_block(theory, through, limits or DepthLimits())
+    )
 
 
 def _power(log: float) -> str:

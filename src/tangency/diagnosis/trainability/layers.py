@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tangency import drawing, examples
-from tangency.diagnosis.trainability.propagation import mean_correlation
+from tangency.diagnosis.trainability.recording import Call, Recorder
 from tangency.empirical.function import detached, differentiable_copy, outputs, undisturbed
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
@@ -22,18 +20,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = ["LayerLimits", "LayerSignal", "LayerSignals", "Problem", "layer_signals"]
-
-ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh sigmoid hardtanh hardsigmoid "
-    "hardswish softplus softsign tanhshrink logsigmoid erf sin cos special_erf threshold".split()
-)
-"""Functions whose slope is looked at, by name (with or without a final underscore)."""
-
-FLAT = 0.05
-"""An entry is saturated where the slope is below this part of the activation's steepest."""
-
-_SCALE = torch.linspace(-6, 6, 241)
-"""Where the steepest slope of an activation is looked for."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +57,8 @@ class LayerSignal:
         backward: second moment of the gradient of the loss in the outputs, sum over units, mean
             over examples.
         gradient: norm of the gradient in the parameters of the layer; NaN without any.
-        saturated: fraction of entries with a slope below `FLAT` of the steepest; NaN for layers
-            that are no activation. Half of the entries of a ReLU are.
+        saturated: fraction of entries with a slope below `recording.FLAT` of the steepest; NaN for
+            layers that are no activation. Half of the entries of a ReLU are.
         dead: fraction of units with such a slope on every example; NaN likewise.
     """
 
@@ -162,12 +148,21 @@ class LayerSignals:
         """Signal, gradients and flat units from the first layer to the last."""
         figure = drawing.panels(
             "Layers at initialisation",
-            ["mean square of the outputs", "squared gradient in the outputs",
-             "norm of the gradient in the parameters", "flat entries and units"],
+            [
+                "mean square of the outputs",
+                "squared gradient in the outputs",
+                "norm of the gradient in the parameters",
+                "flat entries and units",
+            ],
         )
         x = torch.arange(len(self.layers), dtype=torch.float64)
         names = [f"{s.name} ({s.kind})" for s in self.layers]
-        rows = (("second_moment", 1, 1), ("backward", 1, 2), ("gradient", 2, 1), ("saturated", 2, 2))
+        rows = (
+            ("second_moment", 1, 1),
+            ("backward", 1, 2),
+            ("gradient", 2, 1),
+            ("saturated", 2, 2),
+        )
         for name, row, col in rows:
             y = [getattr(s, name) for s in self.layers]
             drawing.points(figure, x, y, name, text=names, row=row, col=col, legend=False)
@@ -213,7 +208,7 @@ def layer_signals(
         }
         if not values:
             raise InvalidInput(f"{type(model).__name__} has no parameters.")
-        recorder = _Recorder()
+        recorder = Recorder()
         with recorder.watching(model):
             out = outputs(model, x, values)
         cotangents = _cotangents(out, targets, draws)
@@ -223,113 +218,6 @@ def layer_signals(
             count=examples.count(x),
             loss="random cotangents" if targets is None else "the squared loss",
         )
-
-
-@dataclass(eq=False)
-class _Call:
-    """A call of a layer: its outputs in the graph of autograd, and what must be read at once."""
-
-    name: str
-    kind: str
-    output: Tensor
-    parameters: tuple[str, ...]
-    second_moment: float
-    correlation: float
-    saturated: float = math.nan
-    dead: float = math.nan
-
-
-class _Recorder(TorchFunctionMode):
-    """Calls of layers with parameters and of activations, under the names of their modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[_Call] = []
-        self._path: list[tuple[str, bool]] = [("", False)]
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Record while `model` runs; its hooks are removed afterwards."""
-        handles = []
-        try:
-            for name, module in model.named_modules():
-                handles += [
-                    module.register_forward_pre_hook(self._entering(name, _is_leaf(module))),
-                    module.register_forward_hook(self._leaving(name), always_call=True),
-                ]
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _entering(self, name: str, leaf: bool) -> Callable[..., None]:
-        return lambda module, args: self._path.append((name, leaf))
-
-    def _leaving(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            self._path.pop()
-            mine = module.named_parameters(recurse=False)
-            own = tuple(f"{name}.{n}".lstrip(".") for n, _ in mine)
-            if own and _is_leaf(module) and isinstance(output, Tensor) and output.is_floating_point():
-                self._record(name or "model", type(module).__name__, output, own)
-
-        return hook
-
-    def _record(self, name: str, kind: str, output: Tensor, own: tuple[str, ...]) -> _Call:
-        h = output.detach().double().flatten(1)
-        gram = h @ h.mT / h.shape[1]
-        call = _Call(
-            name, kind, output, own, float(gram.diagonal().mean()), float(mean_correlation(gram))
-        )
-        self.calls.append(call)
-        return call
-
-    def _place(self, function: str) -> str:
-        """The name of an activation: that of its module, or what it comes after."""
-        name, leaf = self._path[-1]
-        if leaf:
-            return name or "model"
-        return f"{function} after {self.calls[-1].name}" if self.calls else f"{function} of the data"
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        name = getattr(func, "__name__", "").strip("_")
-        x = args[0] if args else given.get("input")
-        if name not in ACTIVATIONS or not isinstance(x, Tensor) or x.dim() < 2:
-            return func(*args, **given)
-        before = x.detach().clone()
-        output = func(*args, **given)
-        if isinstance(output, Tensor) and output.shape == before.shape:
-            call = self._record(self._place(name), name, output, ())
-            rest = {k: v for k, v in given.items() if k != "input"}
-            # A copy, so that the slope of a function that writes over its input is known too.
-            call.saturated, call.dead = _flat(lambda t: func(t.clone(), *args[1:], **rest), before)
-        return output
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None
-
-
-def _flat(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
-    """Fractions of entries and of units (over all examples) where the slope is next to nothing."""
-    shape = [-1, *[1] * (x.dim() - 1)]
-    steepest = _slope(function, _SCALE.to(x).reshape(shape).expand(-1, *x.shape[1:])).max()
-    flat = _slope(function, x) < FLAT * steepest
-    units = flat.flatten(2).all(dim=2) if x.dim() > 2 else flat
-    return float(flat.double().mean()), float(units.all(dim=0).double().mean())
-
-
-def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x = x.detach().clone().requires_grad_()
-    return torch.autograd.grad(function(x).sum(), x)[0].abs()
 
 
 def _cotangents(out: Tensor, targets: Tensor | None, draws: int) -> list[Tensor]:
@@ -346,7 +234,7 @@ def _cotangents(out: Tensor, targets: Tensor | None, draws: int) -> list[Tensor]
 
 
 def _signals(
-    calls: list[_Call], out: Tensor, values: dict[str, Tensor], cotangents: list[Tensor]
+    calls: list[Call], out: Tensor, values: dict[str, Tensor], cotangents: list[Tensor]
 ) -> Iterator[LayerSignal]:
     """The calls with mean squares over cotangents of the gradients."""
     names = list(values)

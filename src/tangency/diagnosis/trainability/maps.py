@@ -26,21 +26,24 @@ import torch
 from torch import Tensor, nn
 
 from tangency.diagnosis.trainability.repetition import RepeatedBlock
+from tangency.diagnosis.trainability.segments import Segment
 from tangency.errors import InvalidInput, UnsupportedOperation
+from tangency.examples import Examples
 from tangency.infinite import AccuracyWarning, InfiniteKernel, Init
 from tangency.infinite.init import measured_moment
 from tangency.infinite.parameters import Parametrization
 from tangency.infinite.rescaled import rescaled
+from tangency.kernel_pair import KernelPair
 
-__all__ = ["BlockMaps", "ProbeInit", "check_closed", "probe_init"]
+__all__ = ["BlockMaps", "check_closed"]
 
 CLOSED = 1e-6
 """Relative difference between two blocks at once and one after the other that is rounding."""
 
 
 @dataclass(frozen=True)
-class ProbeInit(Init):
-    """An `Init` for parts of the user's module beside a layer "unit" of weights with w2 = 1, b2 = 0.
+class _ProbeInit(Init):
+    """An `Init` for parts of the user's module beside a layer "unit" with w2 = 1, b2 = 0.
 
     Attributes:
         measured: names in the user's module -> the parameters whose average moment counts, if the
@@ -84,13 +87,28 @@ class _Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for _ in self.positions:
             x = x.unsqueeze(1)
-        h = self.unit(x.expand(-1, *self.positions, -1))
+        h: Tensor = self.unit(x.expand(-1, *self.positions, -1))
         if self.channels_first and self.positions:
             h = h.movedim(-1, 1)
         for k in range(self.count):
             h = self.get_submodule(f"block{k}")(h)
         for size in self.positions:
             h = h.select(2 if self.channels_first else 1, size // 2)
+        return h
+
+
+class _Entry(nn.Module):
+    """What comes before the first block, under a readout whose kernel is the mean Gram matrix."""
+
+    def __init__(self, before: Segment, size: int) -> None:
+        super().__init__()
+        self.before = before.renewed()
+        first = next(self.before.parameters(), torch.empty(0))
+        self.unit = nn.Linear(size, 1, bias=False, dtype=first.dtype, device=first.device)
+        self.unit.weight.requires_grad_(False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        h: Tensor = self.unit(self.before(*inputs).flatten(1))
         return h
 
 
@@ -126,6 +144,25 @@ class BlockMaps:
             diagonal = self._kernel(2, "stem").diagonal(_planar(q, torch.ones_like(q)))
         return diagonal.nngp, diagonal.ntk
 
+    def entry(
+        self, x: Sequence[Tensor], parametrization: Parametrization = "standard"
+    ) -> KernelPair:
+        """Gram matrix and NTK (n, n) of the states before the first block, mean over positions.
+
+        `x` are the tensors of n examples, as the module is called with them.
+
+        Raises:
+            UnsupportedOperation: what comes before the block has no limit in closed form.
+        """
+        if self.block.before is None:
+            rows = x[0].detach().double().flatten(1)
+            return KernelPair(rows @ rows.mT / rows.shape[1], rows.new_zeros(len(rows), len(rows)))
+        key = (0, "entry", parametrization)
+        if key not in self._kernels:
+            probe = _Entry(self.block.before, math.prod(self.block.state))
+            self._kernels[key] = self._limit(probe, tuple(x), parametrization), probe
+        return self._kernels[key][0].pair(tuple(x))
+
     def length_slope(self, q: float) -> float:
         """dQ/dq."""
         with torch.inference_mode(False), torch.enable_grad():
@@ -136,7 +173,9 @@ class BlockMaps:
     def correlations(self, q: float, c: Tensor) -> tuple[Tensor, Tensor]:
         """C(c; q) and its derivative B(q, c) q / Q(q), of the shape of `c` (m,), float64."""
         lengths = torch.full_like(c, q)
-        pair = self._kernel(2, "stem").pair(_planar(lengths[:1], c[:1] * 0 + 1), _planar(lengths, c))
+        pair = self._kernel(2, "stem").pair(
+            _planar(lengths[:1], c[:1] * 0 + 1), _planar(lengths, c)
+        )
         length, gain = self.lengths(lengths[:1])
         same = c == 1
         image = torch.where(same, 1.0, pair.nngp[0] / length)
@@ -162,37 +201,28 @@ class BlockMaps:
         if key not in self._kernels:
             probe = _Probe(self.block, inputs, count, trained)
             example = torch.ones(2, inputs, dtype=probe.unit.weight.dtype)
-            kernel = InfiniteKernel(
-                probe,
-                example.to(probe.unit.weight.device),
-                init=self._probe_init(),
-                parametrization=form,
-                dtype=torch.float64,
-            )
-            self._kernels[key] = kernel, probe
+            example = example.to(probe.unit.weight.device)
+            self._kernels[key] = self._limit(probe, example, form), probe
         return self._kernels[key][0]
 
-    def _probe_init(self) -> ProbeInit:
+    def _limit(self, probe: nn.Module, example: Examples, form: Parametrization) -> InfiniteKernel:
+        init = self._probe_init()
+        return InfiniteKernel(probe, example, init=init, parametrization=form, dtype=torch.float64)
+
+    def _probe_init(self) -> _ProbeInit:
+        if isinstance(self.init, Init):
+            return _ProbeInit(self.init.weight, self.init.bias, self.init.overrides)
+        if self.init != "module":
+            raise InvalidInput(f'init is {self.init!r}; use "module" or an Init, e.g. Init.he().')
         lists = [list(block.parameters()) for block in self.block.blocks]
         measured = {
             name: [parameters[k] for parameters in lists]
             for block in self.block.blocks[:2]
             for k, (name, _) in enumerate(block.named_parameters())
         }
-        return probe_init(self.init, measured)
-
-
-def probe_init(init: Init | str, measured: Mapping[str, Sequence[Tensor]]) -> ProbeInit:
-    """`init` for parts of the user's module.
-
-    Raises:
-        InvalidInput: `init` is neither "module" nor an `Init`.
-    """
-    if isinstance(init, Init):
-        return ProbeInit(init.weight, init.bias, init.overrides)
-    if init != "module":
-        raise InvalidInput(f'init is {init!r}; use "module" or an Init, e.g. Init.he().')
-    return ProbeInit(0.0, 0.0, {}, measured)
+        before = self.block.before
+        measured |= {} if before is None else {n: [p] for n, p in before.named_parameters()}
+        return _ProbeInit(0.0, 0.0, {}, measured)
 
 
 def check_closed(maps: BlockMaps, q: float = 1.0) -> None:
@@ -231,7 +261,8 @@ def _planar(q: Tensor, c: Tensor) -> Tensor:
 def _factor(K: Tensor) -> Tensor:
     """(n, n) rows with the Gram matrix `K`, also where it is singular."""
     values, vectors = torch.linalg.eigh(K.double())
-    rows = vectors * values.clamp(min=0).sqrt()
+    rows: Tensor = vectors * values.clamp(min=0).sqrt()
     # The lengths exactly: they decide over a fixed point.
     norms = K.diagonal().double().sqrt() / rows.norm(dim=1).clamp(min=1e-300)
-    return rows * norms[:, None]
+    scaled: Tensor = rows * norms[:, None]
+    return scaled

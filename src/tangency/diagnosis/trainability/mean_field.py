@@ -128,7 +128,7 @@ class MeanField:
         fixed = ([v for v in self.lengths if v <= float(q[-1])], self.correlations)
         names = (("q", "q'"), ("c", "c'"))
         for k, (x, y) in enumerate(zip((q, c), images, strict=True)):
-            place = {"row": 1, "col": k + 1, "legend": k == 0}
+            place: dict[str, Any] = {"row": 1, "col": k + 1, "legend": k == 0}
             drawing.line(figure, x, y, "one block", drawing.INFINITE, **place)
             drawing.line(figure, x, x, "identity", drawing.ACTUAL, dash="dot", **place)
             kept = [v for v in fixed[k] if v >= 0]
@@ -139,7 +139,7 @@ class MeanField:
 
     @property
     def _at(self) -> float:
-        """The length at which correlations are looked at, also where q* is no number to work with."""
+        """Where correlations are looked at, also if q* is no length."""
         return _within(self.length)
 
 

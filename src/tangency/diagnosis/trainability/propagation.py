@@ -6,18 +6,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tangency import examples
-from tangency.diagnosis.trainability.maps import BlockMaps, probe_init
+from tangency.diagnosis.trainability.maps import BlockMaps
 from tangency.diagnosis.trainability.repetition import RepeatedBlock
-from tangency.diagnosis.trainability.segments import Segment
 from tangency.examples import Examples
-from tangency.infinite import InfiniteKernel, Init
 from tangency.infinite.parameters import Parametrization
-from tangency.kernel_pair import KernelPair
 
-__all__ = ["Propagation", "entry", "measured_states", "propagate"]
+__all__ = ["Propagation", "inputs_of", "measured_states", "propagate"]
 
 SETTLED = 1e-12
 """Relative change of the Gram matrix from one block to the next that ends the recursion."""
@@ -33,7 +30,8 @@ class Propagation:
     Attributes:
         lengths: (L + 1,) mean |h|^2 / width over examples, before the first block and after each.
         correlations: (L + 1,) mean cosine between different examples; NaN for one example.
-        gains: (L,) gain of squared gradients pulled back through each block, mean over examples.
+        gains: (L,) factor by which squared gradients, mean over examples, change where they are
+            pulled back through each block, from random cotangents at the last state.
         ntk: (L + 1, n, n) NTK of the states, or None if it was not asked for.
     """
 
@@ -46,33 +44,6 @@ class Propagation:
     def gradient(self) -> float:
         """ln of the factor by which squared gradients change from the last state to the first."""
         return float(self.gains.log().sum())
-
-
-def entry(
-    block: RepeatedBlock,
-    x: Examples,
-    init: Init | str,
-    parametrization: Parametrization = "standard",
-) -> KernelPair:
-    """Gram matrix and NTK (n, n) of the states before the first block, mean over positions.
-
-    Raises:
-        UnsupportedOperation: what comes before the block has no limit in closed form.
-    """
-    inputs = _inputs(x)
-    if block.before is None:
-        rows = inputs[0].detach().double().flatten(1)
-        return KernelPair(rows @ rows.mT / rows.shape[1], rows.new_zeros(len(rows), len(rows)))
-    probe = _Entry(block.before, math.prod(block.state))
-    measured = {name: [p] for name, p in block.before.named_parameters()}
-    kernel = InfiniteKernel(
-        probe,
-        inputs,
-        init=probe_init(init, measured),
-        parametrization=parametrization,
-        dtype=torch.float64,
-    )
-    return kernel.pair(inputs)
 
 
 def propagate(
@@ -103,12 +74,12 @@ def propagate(
             K = following if finite else K
         T = None if T is None else own + gain * T
         grams.append(K)
-        gains.append(gain.diagonal().mean())
+        gains.append(gain.diagonal())
         ntks.append(T)
     return Propagation(
         lengths=torch.stack([g.diagonal().mean() for g in grams]),
         correlations=torch.stack([mean_correlation(g) for g in grams]),
-        gains=torch.stack(gains),
+        gains=_mean_gains(torch.stack(gains)),
         ntk=None if ntk is None else torch.stack([t for t in ntks if t is not None]),
     )
 
@@ -119,7 +90,7 @@ def measured_states(block: RepeatedBlock, x: Examples, *, draws: int = 4) -> Pro
     Gains are those of random cotangents at the last state, pulled back block by block.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = _inputs(x)
+        inputs = inputs_of(x)
         h = inputs[0].detach() if block.before is None else block.before(*inputs).detach()
         states = [h.clone().requires_grad_()]
         for part in block.blocks:
@@ -138,25 +109,21 @@ def mean_correlation(K: Tensor) -> Tensor:
     n = len(K)
     sd = K.diagonal().clamp(min=1e-300).sqrt()
     cosines = K / (sd[:, None] * sd)
-    return (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)) if n > 1 else K.new_tensor(math.nan)
+    return (
+        (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))
+        if n > 1
+        else K.new_tensor(math.nan)
+    )
 
 
-class _Entry(nn.Module):
-    """What comes before the first block, under a readout whose kernel is the mean Gram matrix."""
-
-    def __init__(self, before: Segment, size: int) -> None:
-        super().__init__()
-        self.before = before.renewed()
-        first = next(self.before.parameters(), torch.empty(0))
-        self.unit = nn.Linear(size, 1, bias=False, dtype=first.dtype, device=first.device)
-        self.unit.weight.requires_grad_(False)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        h: Tensor = self.unit(self.before(*inputs).flatten(1))
-        return h
+def _mean_gains(gains: Tensor) -> Tensor:
+    """(L,) from the gains of every example, (L, n): ratios of energies averaged over examples."""
+    energies = gains.clamp(min=1e-300).log().flip(0).cumsum(0).flip(0)
+    means = torch.cat([energies, energies.new_zeros(1, energies.shape[1])]).logsumexp(dim=1)
+    return (means[:-1] - means[1:]).exp()
 
 
-def _inputs(x: Examples) -> tuple[Tensor, ...]:
+def inputs_of(x: Examples) -> tuple[Tensor, ...]:
     """The examples as `RepeatedBlock.before` takes them."""
     return tuple(examples.tensors(examples.arguments(x)))
 

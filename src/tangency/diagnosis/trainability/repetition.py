@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from torch import Tensor, fx, nn
 
 from tangency.diagnosis.trainability.segments import Segment, is_number, static_inputs
@@ -95,7 +96,9 @@ def find_block(model: nn.Module, example: Examples) -> RepeatedBlock:
             "such repetitions. Pass block=, a module that maps a state to one of the same shape."
         )
     start, period, repeats = run
-    blocks = tuple(chain.segment(start + k * period, start + (k + 1) * period) for k in range(repeats))
+    blocks = tuple(
+        chain.segment(start + k * period, start + (k + 1) * period) for k in range(repeats)
+    )
     names = [frozenset(name for name, _ in block.named_parameters()) for block in blocks]
     if names[0] & names[1]:
         raise UnsupportedOperation(
@@ -172,7 +175,7 @@ class _Chain:
         nodes = self.segments[place]
         sources = [self.value_before(place)] if place else self.inputs
         numbers: dict[fx.Node, object] = {s: f"source {k}" for k, s in enumerate(sources)}
-        described = []
+        described: list[object] = []
         for node in nodes:
             numbers[node] = len(described)
             described.append(_describe(node, numbers, self.trace, inside=True))

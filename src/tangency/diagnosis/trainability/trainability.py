@@ -16,7 +16,7 @@ from tangency.diagnosis.trainability.initialisations import (
     FOLLOWED,
     Initialisation,
     Initialisations,
-    initialisations,
+    compared,
     judged,
 )
 from tangency.diagnosis.trainability.layers import LayerLimits, LayerSignals, layer_signals
@@ -30,7 +30,7 @@ from tangency.diagnosis.trainability.verdict import (
     judge_layers,
 )
 from tangency.empirical import EmpiricalKernel
-from tangency.errors import InvalidInput, TangencyError
+from tangency.errors import InvalidInput, TangencyError, UnsupportedOperation
 from tangency.examples import Examples
 from tangency.infinite import InfiniteKernel, Init
 
@@ -41,6 +41,16 @@ __all__ = ["Trainability", "trainability"]
 
 MEASURED = 32
 """Examples on which layers are measured: the first ones, if there are more."""
+
+BATCHES = (
+    "the repeated block holds batch normalisation. The limit reads it in evaluation mode, where "
+    "its running statistics make it the identity at initialisation; training normalises by the "
+    "batch, which keeps lengths and lets gradients grow with depth (Yang et al. 2019). "
+    "tangency.mean_field gives the theory of evaluation mode."
+)
+"""Why theory says nothing about a block."""
+
+CAUSES: tuple[State, ...] = ("dead units", "saturating")
 
 ILL_CONDITIONED = 1e8
 """A condition number of the NTK that is worth a word."""
@@ -144,7 +154,7 @@ class Trainability:
             series = (found.lengths, found.correlations, _pulled_back(found))
             depths = torch.arange(len(found.lengths))
             for k, y in enumerate(series):
-                place = {"row": 1, "col": k + 1, "legend": k == 0}
+                place: dict[str, Any] = {"row": 1, "col": k + 1, "legend": k == 0}
                 draw = drawing.line if colour else drawing.points
                 draw(figure, depths, y, name, colour or drawing.EMPIRICAL, **place)
         figure.update_xaxes(title_text="block")
@@ -204,7 +214,9 @@ def trainability(
     by_layers = judge_layers(signals)
     judgement = by_layers
     if theory is not None:
-        overruled = by_layers.state in ("dead units", "saturating") and theory.own.judgement.trainable
+        overruled = (
+            by_layers.state in ("dead units", "saturating") and theory.own.judgement.trainable
+        )
         judgement = by_layers if overruled else theory.own.judgement
     condition, kind = _condition(model, few, init)
     return Trainability(
@@ -243,11 +255,11 @@ def _theory(
         raise InvalidInput(f'init is {init!r}; use "module" or an Init, e.g. Init.he().')
     try:
         maps = maps_of(model, few, init, block)
-        own = judged("own", maps, few, init, depth, limits)
+        if maps.block.normalises_batches:
+            raise UnsupportedOperation(BATCHES)
+        own = judged("own", maps, few, depth, limits)
         check_closed(maps, own.theory.start[0])
-        others = None
-        if standard:
-            others = initialisations(model, few, depth=depth, block=block, limits=limits)
+        others = compared(own, few, depth, limits) if standard else None
         measured = measured_states(maps.block, few) if block is None else None
     except InvalidInput:
         raise
@@ -278,7 +290,7 @@ def _advice(judgement: Judgement, theory: _Theory | None) -> Iterator[str]:
     if judgement.trainable:
         return
     if judgement.state == "dead units":
-        yield "Advice: lower the learning rate's warm start, shift the biases up, or take leaky units."
+        yield "Advice: normalise the inputs, start with smaller biases, or take leaky units."
     elif judgement.state == "saturating":
         yield "Advice: normalise the inputs (mean 0, variance 1), or start with smaller weights."
     if theory is None:
@@ -321,17 +333,8 @@ def _better(standard: Initialisations) -> Iterator[str]:
 def _notes(theory: _Theory | None, condition: float) -> Iterator[str]:
     if theory is not None:
         block = theory.own.theory.block
-        if block.normalises_batches:
-            yield (
-                "Note: theory reads batch normalisation in evaluation mode, with its running "
-                "statistics; in training it normalises by the batch, which keeps lengths and makes "
-                "gradients grow with depth (Yang et al. 2019). Layers were measured in the mode "
-                "that the module is in."
-            )
         if block.positions:
-            yield (
-                "Note: theory takes states that are alike at all positions, away from borders."
-            )
+            yield ("Note: theory takes states that are alike at all positions, away from borders.")
     if condition > ILL_CONDITIONED:
         yield (
             "Note: the NTK is ill-conditioned: gradient descent fits some directions of the "

@@ -22,8 +22,8 @@ State: TypeAlias = Literal[
     "saturating",
     "dead units",
 ]
-"""ordered: inputs become alike and gradients vanish; chaotic: like inputs become unlike and gradients
-explode."""
+"""ordered: inputs become alike and gradients vanish; chaotic: like inputs become unlike and
+gradients explode."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,17 @@ def _state(
     alike = separation < limits.separation
     if gradient < -limits.scales:
         if alike:
-            return "ordered", f"{times}, and inputs become alike (1 - c falls {separation:.2g}-fold)"
+            return (
+                "ordered",
+                f"{times}, and inputs become alike (1 - c falls {separation:.2g}-fold)",
+            )
         return "vanishing gradients", times
     if gradient > limits.scales:
         if theory.phase == "chaotic" and theory.correlation < 1:
-            return "chaotic", f"{times}, and like inputs become unlike (c* = {theory.correlation:.3g})"
+            return (
+                "chaotic",
+                f"{times}, and like inputs become unlike (c* = {theory.correlation:.3g})",
+            )
         return "exploding gradients", times
     if not signal < limits.signal:
         return "signal explodes", f"squared lengths change {signal:.2g}-fold through {depth} blocks"
