@@ -15,9 +15,6 @@ from tangency.infinite import InfiniteKernel
 
 __all__ = ["kernel_profile", "learning_order"]
 
-PROFILE_TOLERANCE = 1e-9
-"""Relative difference between two places on the sphere that passes as rounding."""
-
 
 def kernel_profile(
     kernel: InfiniteKernel,
@@ -33,8 +30,7 @@ def kernel_profile(
     at a few places on the sphere.
 
     Args:
-        kernel: of a module that takes inputs (n, d), made with an example in float64 for full
-            accuracy.
+        kernel: of a module that takes inputs (n, d); it is given inputs in float64.
         dimension: d.
         kind: which of the two kernels.
         radius: norm of the inputs.
@@ -52,7 +48,7 @@ def kernel_profile(
         across = ((1 - along) * (1 + along)).clamp(min=0).sqrt()
         points = radius * (along[:, None] * first + across[:, None] * second)
         pair = kernel.pair(radius * first[None], points)
-        values = (pair.ntk if kind == "ntk" else pair.nngp).double()
+        values = pair.ntk if kind == "ntk" else pair.nngp
         if values.dim() != 2:
             raise InvalidInput(
                 f"the outputs have position axes (a kernel of shape {tuple(values.shape)}): it "
@@ -98,7 +94,8 @@ def _check_isotropic(between: Callable[[Tensor, Tensor, Tensor], Tensor], dimens
     straight = between(cosines, frame[0], frame[1])
     other = between(cosines, turned[0], turned[1])
     gap = float((straight - other).abs().max())
-    if gap > PROFILE_TOLERANCE * float(straight.abs().max()):
+    # Wrong places differ by much more than half of the digits.
+    if gap > torch.finfo(straight.dtype).eps ** 0.5 * float(straight.abs().max()):
         raise InvalidInput(
             f"the kernel is not a function of the angle: between inputs at equal angles it differs "
             f"by {gap:.3g} from one place on the sphere to another. Fully connected networks have "

@@ -100,6 +100,15 @@ def test_null_space_of_a_low_rank_kernel():
     assert found.null == pytest.approx(200 - count, abs=1e-6)
 
 
+def test_negative_eigenvalues_are_reported():
+    found = spectral_density(with_eigenvalues(np.array([5.0] * 30 + [-1.0] * 10)), probes=50)
+    count, error = found.count(0)
+    assert found.negative == pytest.approx(40 - count)
+    assert abs(found.negative - 10) < 4 * error
+    assert "eigenvalues are negative" in repr(found)
+    assert "negative" not in repr(spectral_density(np.eye(4)))
+
+
 def test_operators_and_matrices_agree():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1))

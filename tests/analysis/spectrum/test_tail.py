@@ -154,6 +154,9 @@ def test_the_default_range_leaves_out_the_ends_and_what_is_rounding():
     assert (tail.start, tail.stop) == (9, 333)  # of 1000 that count: ranks 10 to 333
     noise = 1e-17 * np.random.default_rng(0).normal(size=500)
     assert power_law_tail(np.concatenate([RANKS**-1.0, noise])).stop == 333
+    single = np.concatenate([RANKS**-1.0, 1e7 * noise]).astype(np.float32)
+    for values in (single, torch.from_numpy(single)):
+        assert power_law_tail(values).stop == 333
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The largest eigenvalues against dense factorisations, from matrices and operators."""
 
+import importlib
 import math
 
 import numpy as np
@@ -91,6 +92,51 @@ def test_a_hundred_thousand_rows_are_never_written_down():
     assert np.allclose(top.eigenvalues.numpy(), [1, 1 / 4, 1 / 9], rtol=1e-10)
     assert np.allclose(top.power.numpy(), [0, 9, 0], atol=1e-10)
     assert top.rest == pytest.approx(16)
+
+
+class Stored:
+    """A matrix on disk that says how much of it is read at a time."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.largest = array, array.shape, 0
+
+    def __array__(self, dtype=None):
+        raise AssertionError("read whole")
+
+    def __getitem__(self, rows):
+        self.largest = max(self.largest, len(self.array[rows]))
+        return self.array[rows]
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr("tangency.analysis.matrix._physical_memory", lambda: 10_000)
+    # The package shares its name with the function that it exports.
+    operators = importlib.import_module("tangency.analysis.spectrum.operators")
+    monkeypatch.setattr(operators, "BLOCK", 8 * 40 * 7)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_stored_matrix_larger_than_memory_is_read_in_rows(dtype):
+    K, y = gram(40).astype(dtype), np.ones(40)
+    stored = Stored(K)
+    full = np.linalg.eigvalsh(K.astype(float))[::-1]
+    tolerance = 1e-10 if dtype == np.float64 else 1e-5
+    for given in (stored, K, torch.from_numpy(K)):
+        top = top_spectrum(given, 4, y)
+        assert np.allclose(top.eigenvalues.numpy(), full[:4], rtol=tolerance)
+        assert top.eigenvalues.numpy().dtype == dtype
+        assert float(top.power.sum()) + top.rest == pytest.approx(40, rel=1e-5)
+    assert stored.largest == 7
+    with pytest.raises(InvalidInput, match="needs about"):
+        kernel_matrix(stored)
+    with pytest.raises(InvalidInput, match="not symmetric"):
+        top_spectrum(Stored(np.triu(K)), 1)
+    with pytest.raises(InvalidInput, match="dtype int64"):
+        top_spectrum(Stored(np.eye(40, dtype=int)), 1)
+    with pytest.raises(InvalidInput, match="must be square"):
+        top_spectrum(Stored(K[:, :30]), 1)
 
 
 def test_repeated_eigenvalues_are_all_found():

@@ -74,13 +74,18 @@ class SpectralDensity:
     @property
     def null(self) -> float:
         """How many eigenvalues cannot be told from zero, about."""
-        return float(self.weights[self.nodes <= self.floor].sum()) / len(self.nodes)
+        return float(self.weights[self.nodes.abs() <= self.floor].sum()) / len(self.nodes)
+
+    @property
+    def negative(self) -> float:
+        """How many eigenvalues are negative, about; above 0, K is not a kernel matrix."""
+        return float(self.weights[self.nodes < -self.floor].sum()) / len(self.nodes)
 
     def curve(self, width: float = 0.1) -> tuple[Tensor, Tensor]:
         """Eigenvalues (256,) and their density (256,): their number per factor of ten.
 
-        Nodes are spread by a Gaussian of standard deviation `width`, in powers of ten; those that
-        cannot be told from zero are left out.
+        Nodes are spread by a Gaussian of standard deviation `width`, in powers of ten; negative
+        ones, and those that cannot be told from zero, are left out.
 
         Raises:
             InvalidInput: a width that is not positive.
@@ -135,6 +140,8 @@ class SpectralDensity:
             for decades in (1, 2, 4):
                 count, error = self.count(largest / 10**decades)
                 lines.append(f"  above 1e-{decades} of it  {count:.4g} ± {error:.2g}")
+        if self.negative:
+            lines.append(f"  warning    about {self.negative:.2g} eigenvalues are negative")
         return "\n".join(lines)
 
 
@@ -168,7 +175,7 @@ def spectral_density(
     longest = max(len(nodes) for nodes, _ in rules)
     nodes = torch.stack([_padded(nodes, longest, float(nodes[-1])) for nodes, _ in rules])
     weights = torch.stack([_padded(weights, longest, 0.0) for _, weights in rules])
-    rounding = 10 * math.sqrt(kernel.size) * max(kernel.rounding, torch.finfo(torch.float64).eps)
+    rounding = kernel.size * torch.finfo(torch.float64).eps + 10 * kernel.rounding
     return SpectralDensity(
         nodes=nodes,
         weights=weights * kernel.size,

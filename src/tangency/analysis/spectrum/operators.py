@@ -12,6 +12,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from tangency.analysis import matrix
 from tangency.analysis.matrix import ArrayLike, Kernel, KernelMatrix, kernel_matrix
 from tangency.errors import InvalidInput
 
@@ -38,6 +39,16 @@ class _LazyMatrix(Protocol):
     def matmul(self, other: Tensor) -> Tensor: ...
 
     def to_dense(self) -> Tensor: ...
+
+
+@runtime_checkable
+class _Rows(Protocol):
+    """A matrix whose rows can be read a few at a time: an array on disk, a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice) -> Any: ...
 
 
 KernelOrOperator: TypeAlias = Kernel | LinearOperator | ToScipy
@@ -82,23 +93,26 @@ class Products:
 def products(kernel: KernelOrOperator, name: str = "K") -> Products:
     """The products of a matrix (checked as by `kernel_matrix`) or an operator.
 
-    Of an operator is checked, by products with random vectors, that it is symmetric and finite.
+    Of an operator is checked, by products with random vectors, that it is symmetric and finite. A
+    stored matrix too large for memory is one: each product reads it once, some rows at a time.
 
     Raises:
         InvalidInput: a bad matrix, or an operator that is not square, not symmetric, not real, or
             gives NaN or infinity.
     """
-    if isinstance(kernel, Tensor | np.ndarray | KernelMatrix):
-        return _of_matrix(kernel_matrix(kernel, name))
+    if isinstance(kernel, KernelMatrix):
+        return _of_matrix(kernel)
     if isinstance(kernel, LinearOperator):
         return _checked(_of_scipy(kernel, name), name)
+    if isinstance(kernel, Tensor | np.ndarray):
+        return _of_array(kernel, name)
     if isinstance(kernel, _LazyMatrix):
         return _checked(_of_lazy(kernel, name), name)
     if isinstance(kernel, ToScipy):
         found = _checked(_of_scipy(kernel.to_scipy(), name), name)
         device = getattr(kernel, "device", None)
         return found if device is None else Products(**{**vars(found), "device": device})
-    return _of_matrix(kernel_matrix(kernel, name))
+    return _of_array(kernel, name)
 
 
 def column_targets(values: ArrayLike, size: int) -> tuple[Tensor, int]:
@@ -125,15 +139,22 @@ def column_targets(values: ArrayLike, size: int) -> tuple[Tensor, int]:
     return flat, len(tensor)
 
 
-def _of_matrix(matrix: KernelMatrix) -> Products:
-    array = matrix.matrix.cpu().numpy()
+def _of_array(array: Kernel, name: str) -> Products:
+    """A matrix as a whole, or by its rows if it does not fit into memory."""
+    if isinstance(array, _Rows) and len(array.shape) == 2 and not _fits(array.shape[0]):
+        return _checked(_of_rows(array, name), name)
+    return _of_matrix(kernel_matrix(array, name))
+
+
+def _of_matrix(kernel: KernelMatrix) -> Products:
+    array = kernel.matrix.cpu().numpy()
     return Products(
         multiply=lambda v: array @ v,
         size=len(array),
-        matrix=matrix,
-        dtype=matrix.dtype,
-        device=matrix.device,
-        rounding=matrix.rounding,
+        matrix=kernel,
+        dtype=kernel.dtype,
+        device=kernel.device,
+        rounding=kernel.rounding,
     )
 
 
@@ -173,6 +194,42 @@ def _of_lazy(operator: _LazyMatrix, name: str) -> Products:
         device=operator.device,
         rounding=torch.finfo(operator.dtype).eps,
     )
+
+
+BLOCK = 2**27
+"""Bytes of the rows that are read at a time."""
+
+
+def _fits(size: int) -> bool:
+    """Whether a matrix can be checked and kept in float64."""
+    there = matrix._physical_memory()
+    return there is None or 8 * matrix.MATRICES * size**2 <= there
+
+
+def _of_rows(stored: _Rows, name: str) -> Products:
+    size = _square(tuple(stored.shape), name)
+    height = max(1, BLOCK // (8 * size))
+    dtype = getattr(_rows(stored, slice(0, 1)), "dtype", None)
+    if dtype is None or np.dtype(dtype).kind != "f":
+        raise InvalidInput(f"{name} has dtype {dtype}, but must be real.")
+
+    def multiply(v: _Array) -> _Array:
+        slices = (slice(i, min(i + height, size)) for i in range(0, size, height))
+        return np.concatenate([_rows(stored, part).astype(np.float64) @ v for part in slices])
+
+    return Products(
+        multiply=multiply,
+        size=size,
+        matrix=None,
+        dtype=torch.float64 if np.dtype(dtype).itemsize == 8 else torch.float32,
+        device=torch.device("cpu"),
+        rounding=float(np.finfo(dtype).eps),
+    )
+
+
+def _rows(stored: _Rows, part: slice) -> _Array:
+    rows = stored[part]
+    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
 
 
 def _square(shape: tuple[int, ...], name: str) -> int:

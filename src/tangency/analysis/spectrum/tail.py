@@ -147,8 +147,8 @@ def power_law_tail(
         InvalidInput: values that are not real numbers in one dimension, NaN, negative in the
             range, a bad range, or too few positive values in it.
     """
-    given = _checked(values)
-    first, last = _range(given, start, stop)
+    given, rounding = _checked(values)
+    first, last = _range(given, rounding, start, stop)
     ranks = np.arange(first + 1, last + 1, dtype=np.float64)
     chosen = given[first:last]
     blocks = _blocks(ranks, chosen)
@@ -175,9 +175,11 @@ def power_law_tail(
     )
 
 
-def _checked(values: Tensor | npt.NDArray[Any] | Sequence[float]) -> _Array:
+def _checked(values: Tensor | npt.NDArray[Any] | Sequence[float]) -> tuple[_Array, float]:
+    """The values in float64, and what cannot be told from zero beside the largest of them."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
+        values = values.detach().cpu()
+        values = (values if values.dtype == torch.float32 else values.double()).numpy()
     try:
         given = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -190,12 +192,13 @@ def _checked(values: Tensor | npt.NDArray[Any] | Sequence[float]) -> _Array:
             f"values holds {int(bad.sum())} NaN or infinite entries, the first at index "
             f"{int(bad.argmax())}."
         )
-    return given
+    kind = np.asarray(values).dtype
+    coarse = float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
+    relative = len(given) * np.finfo(np.float64).eps + 10 * coarse  # as for an eigensystem
+    return given, float(relative * given.max(initial=0.0))
 
 
-def _range(values: _Array, start: int | None, stop: int | None) -> tuple[int, int]:
-    largest = float(values.max(initial=0.0))
-    rounding = len(values) * np.finfo(np.float64).eps * largest
+def _range(values: _Array, rounding: float, start: int | None, stop: int | None) -> tuple[int, int]:
     above = np.flatnonzero(values > rounding)
     count = int(above[-1]) + 1 if len(above) else 0
     first = max(round(count ** (1 / 3)) - 1, 0) if start is None else start
