@@ -162,11 +162,13 @@ def band(
 def horizontal(figure: Figure, y: float, note: str, **place: Any) -> None:
     """Add a dotted line at height `y`, with a note."""
     figure.add_hline(y=y, line=_MARK, annotation_text=note, annotation_font_size=11, **place)
+    _place_note(figure, "y", y)
 
 
 def vertical(figure: Figure, x: float, note: str, **place: Any) -> None:
     """Add a dotted line at `x`, with a note."""
     figure.add_vline(x=x, line=_MARK, annotation_text=note, annotation_font_size=11, **place)
+    _place_note(figure, "x", x)
 
 
 def numbers(values: Values) -> list[float | None]:
@@ -178,6 +180,17 @@ def numbers(values: Values) -> list[float | None]:
 
 
 _MARK = {"color": ACTUAL, "width": 1, "dash": "dot"}
+
+
+def _place_note(figure: Figure, letter: str, position: float) -> None:
+    """Move the last note to its line where the axis, set before, is logarithmic.
+
+    Plotly places lines on such an axis by their value, but notes by its logarithm.
+    """
+    note = figure.layout.annotations[-1]
+    axis = figure.layout[note[f"{letter}ref"].replace(letter, f"{letter}axis")]
+    if axis.type == "log" and position > 0:
+        note[letter] = math.log10(position)
 
 
 def _plotly() -> Any:
