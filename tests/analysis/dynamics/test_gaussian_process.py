@@ -155,6 +155,8 @@ def test_single_precision():
     found = process.predict(KERNEL(X_TEST, X), KERNEL(X_TEST))
     assert found.mean.dtype == found.covariance.dtype == torch.float32
     assert log_marginal_likelihood(K, Y, 0.1).dtype == torch.float32
+    checked = log_marginal_likelihood(tg.kernel_matrix(K), Y, 0.1)
+    assert float(checked) == float(log_marginal_likelihood(K, Y, 0.1))
     assert "noise=0.1" in repr(process)
     assert process.to_dict()["noise"] == 0.1
     assert len(found.figure().data) == 2

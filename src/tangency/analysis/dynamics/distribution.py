@@ -90,8 +90,9 @@ class RandomOutputs:
         else:
             matrix, columns = self.covariance.double(), mean.reshape(*batch, m, -1)
         root = _root(matrix, torch.finfo(self.covariance.dtype).eps)
+        where = "cpu" if generator is None else generator.device
         noise = torch.randn(
-            count, *columns.shape, dtype=torch.float64, generator=generator, device="cpu"
+            count, *columns.shape, dtype=torch.float64, generator=generator, device=where
         ).to(mean.device)
         return (columns + root @ noise).reshape(count, *mean.shape).to(self.mean.dtype)
 

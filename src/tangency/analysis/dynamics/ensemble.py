@@ -43,7 +43,7 @@ class Ensemble:
 
     Raises:
         InvalidInput: NTK and NNGP kernel of different shapes, or an NNGP kernel that is not
-            symmetric, holds NaN, or is not positive semi-definite.
+            symmetric, holds NaN or has a negative diagonal.
     """
 
     def __init__(self, training: LinearizedTraining, nngp_train: Kernel) -> None:

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-from tangency.analysis.matrix import ArrayLike, kernel_matrix, targets
+from tangency.analysis.matrix import ArrayLike, Kernel, kernel_matrix, targets
 from tangency.errors import InvalidInput, SingularKernel
 
 __all__ = ["log_marginal_likelihood"]
 
 
-def log_marginal_likelihood(K: ArrayLike, y: ArrayLike, noise: float | Tensor = 0.0) -> Tensor:
+def log_marginal_likelihood(K: Kernel, y: ArrayLike, noise: float | Tensor = 0.0) -> Tensor:
     """Log probability density of the targets under a Gaussian process with kernel `K`.
 
     Gradients flow into `K` and `noise`, and so, with `InfiniteKernel`, into the moments of its
@@ -42,7 +42,9 @@ def log_marginal_likelihood(K: ArrayLike, y: ArrayLike, noise: float | Tensor = 
     given = torch.as_tensor(noise, dtype=torch.float64, device=checked.matrix.device)
     if given.numel() != 1 or not bool(torch.isfinite(given)) or float(given.detach()) < 0:
         raise InvalidInput(f"noise is {noise}, but must be one number, at least 0.")
-    matrix = _flat(torch.as_tensor(K).to(checked.matrix.device).double())
+    # A checked matrix lets no gradients through.
+    device = checked.matrix.device
+    matrix = _flat(K.to(device).double()) if isinstance(K, Tensor) else checked.matrix
     size = len(matrix)
     eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     factor, failed = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + given.reshape(()) * eye)

@@ -147,7 +147,8 @@ class LossFlow:
             MissingDependency: Plotly is not installed.
         """
         figure = self.predict(times, f0_train=f0_train).figure()
-        figure.update_layout(title_text=f"Predicted training: {self!r}")
+        name = f"{self._objective.name}, learning rate {self.learning_rate:.3g}"
+        figure.update_layout(title_text=f"Predicted training: {name}")
         return figure
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ __all__ = ["Prediction"]
 
 DRAWN = 6
 """Modes or outputs that a figure shows."""
+
+DECADES = 1e6
+"""A figure shows what lies within this factor of the start."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +74,8 @@ class Prediction:
         self._draw_modes(figure) if by_mode else self._draw_outputs(figure)
         axis: drawing.Axis = "log" if _spans_decades(self.times) else "linear"
         figure.update_xaxes(title_text="time (steps)", type=axis)
-        figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
+        loss = self.loss.double()
+        _logarithmic(figure, loss / loss[0].clamp(min=1e-300), float(loss[0]), col=1)
         return figure
 
     def _draw_modes(self, figure: Figure) -> None:
@@ -82,12 +87,7 @@ class Prediction:
         for colour, mode in zip(drawing.PALETTE, chosen.tolist(), strict=False):
             name = f"mode {mode + 1} (λ = {float(self.eigenvalues[mode]):.3g})"
             drawing.line(figure, self.times, left[:, mode], name, colour, row=1, col=2)
-        # What is left after ten decades is of no interest, and squeezes the rest.
-        bottom = float(torch.log10(left[left > 1e-10].min())) if bool((left > 1e-10).any()) else 0
-        top = float(torch.log10(left.clamp(1, 1e10).max()))
-        figure.update_yaxes(
-            type="log", exponentformat="power", range=[bottom - 0.2, top + 0.2], row=1, col=2
-        )
+        _logarithmic(figure, left, 1.0, col=2)
 
     def _draw_outputs(self, figure: Figure) -> None:
         outputs = self.train.reshape(len(self.times), -1)
@@ -102,6 +102,15 @@ class Prediction:
         when = f"{len(self.times)} times" if self.times.dim() else f"time {float(self.times):g}"
         test = "" if self.test is None else f", test {tuple(self.test.shape)}"
         return f"Prediction(at {when}: train {tuple(self.train.shape)}{test})"
+
+
+def _logarithmic(figure: Figure, relative: Tensor, unit: float, col: int) -> None:
+    """A logarithmic axis of what begins at `unit`, without decades that nobody looks at."""
+    seen = relative.double().nan_to_num(posinf=DECADES).clamp(1 / DECADES, DECADES) * (unit or 1.0)
+    low, high = math.log10(float(seen.min())), math.log10(float(seen.max()))
+    figure.update_yaxes(
+        type="log", exponentformat="power", range=[low - 0.1, high + 0.1], row=1, col=col
+    )
 
 
 def _spans_decades(times: Any) -> bool:

@@ -215,8 +215,9 @@ class LinearizedTraining(ABC):
             raise InvalidInput(f"loss is {loss}, but must be zero or positive.")
         projections = self.projections(f0_train)
         power = projections.square().sum(dim=1)
+        device = projections.device
         return first_time(
-            lambda times: self._loss(self.left(times), projections),
+            lambda times: self._loss(self.left(times.to(device)), projections).cpu(),
             loss,
             end=self._horizon(power),
             whole=self.whole_steps,
@@ -232,11 +233,12 @@ class LinearizedTraining(ABC):
         """
         if times is None:
             power = self.projections(f0_train).square().sum(dim=1)
-            end = min(self._horizon(power), 1e9)
-            times = torch.logspace(0, math.log10(max(end, 10.0)), 400, dtype=torch.float64)
+            end = min(max(self._horizon(power, e_folds=12.0), 10.0), 1e9)
+            times = torch.logspace(0, math.log10(end), 400, dtype=torch.float64)
             times = torch.unique(times.round()) if self.whole_steps else times
         figure = self.predict(times, f0_train=f0_train).figure()
-        figure.update_layout(title_text=f"Predicted training: {self!r}")
+        name = f"{type(self).__name__}, learning rate {self.learning_rate:.3g}{self._settings()}"
+        figure.update_layout(title_text=f"Predicted training: {name}")
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -278,14 +280,14 @@ class LinearizedTraining(ABC):
         """The times, refused where there is no prediction."""
         return moments(times, self._kernel.matrix.device)
 
-    def _horizon(self, power: Tensor) -> float:
+    def _horizon(self, power: Tensor, e_folds: float = 2 * math.log(OVERFLOW)) -> float:
         """A time by which every mode with power has settled, or has left all bounds."""
         factors = self._factors(self._steps_per_mode())
         alive = ~self._null & (power > 1e-30 * power.sum())
         speed = factors.log().abs()[alive & (factors != 1)]
         if speed.numel() == 0:
             return 1.0
-        return 400.0 + 2 * math.log(OVERFLOW) / max(float(speed.min()), 1e-300)
+        return e_folds * (1 + 1 / max(float(speed.min()), 1e-300))
 
     def filters(self, times: Tensor) -> Tensor:
         """(T, N) phi in every mode at `checked` times: alpha over the projection of y - f_0."""
