@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from tangency import InfiniteKernel, Init
 from tangency.analysis import spectrum
 from tangency.analysis.geometry import Geometry, geometry, kernel_distances
 from tangency.errors import InvalidInput
@@ -230,3 +232,32 @@ def test_bad_arguments():
         geometry(np.diag([1.0, -1.0]))
     with pytest.raises(InvalidInput, match="one-hot"):
         geometry(np.eye(3), np.array([0, 1, 2]))
+
+
+def test_two_clusters_of_a_relu_network():
+    """The norm of noisy labels grows like one over the size of the clusters; else it stays."""
+    layers = nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 1)
+    kernel = InfiniteKernel(
+        nn.Sequential(*layers).double(), torch.zeros(2, 1).double(), init=Init(weight=2.0, bias=1.0)
+    )
+    inside = torch.tensor([-1, -0.7, 0, 0.25, 1.0], dtype=torch.float64)
+    clean = torch.tensor([-1.0] * 5 + [1.0] * 5, dtype=torch.float64)
+    noisy = clean + torch.tensor([0.1, -0.2, 0.3, 0.0, -0.1] * 2)
+    noisy_norms, clean_norms, bounds = [], [], []
+    for size in (1e-3, 1e-4):  # where the kink outweighs the smooth part of the kernel
+        x = torch.cat([size * inside - 1, size * inside + 1])[:, None]
+        found = geometry(kernel.ntk(x), noisy, threshold=0.5)
+        noisy_norms.append(found.targets.rkhs_norm)
+        bounds.append(float(found.conflict.max()))
+        clean_norms.append(geometry(kernel.ntk(x), clean).targets.rkhs_norm)
+        assert [sorted(group.tolist()) for group in found.duplicates.groups] == [
+            [0, 1, 2, 3, 4],
+            [5, 6, 7, 8, 9],
+        ]
+    assert noisy_norms[1] / noisy_norms[0] == pytest.approx(10, rel=0.05)
+    assert bounds[1] / bounds[0] == pytest.approx(10, rel=0.05)
+    assert clean_norms[1] == pytest.approx(clean_norms[0], rel=0.05)
+    apart = torch.linspace(-4, 4, 10, dtype=torch.float64)[:, None]
+    loose = geometry(kernel.ntk(apart), noisy)
+    assert loose.targets.rkhs_norm < 0.05 * noisy_norms[0]
+    assert len(loose.duplicates.pairs) == 0

@@ -74,12 +74,11 @@ class CrossValidation:
         """
         name = self._name
         if self.ridge.dim():
-            figure = drawing.new_figure(
-                name, "ridge", "mean squared error", x_axis="log", y_axis="log"
-            )
+            figure = drawing.new_figure(name, "ridge", "mean squared error", x_axis="log")
             positive = self.ridge > 0
             drawing.line(figure, self.ridge[positive], self.error[positive.cpu()], name)
-            drawing.vertical(figure, self.best_ridge, "least error")
+            if self.best_ridge > 0:
+                drawing.vertical(figure, self.best_ridge, "least error")
             return figure
         figure = drawing.new_figure(name, "example, by size of residual", "held-out residual")
         sizes = self.residuals.reshape(len(self.folds), -1).norm(dim=1).sort(descending=True).values

@@ -80,7 +80,7 @@ class RidgePath:
             MissingDependency: Plotly is not installed.
         """
         figure = drawing.new_figure(
-            "Choosing the ridge", "ridge", "mean squared error", x_axis="log", y_axis="log"
+            "Choosing the ridge", "ridge", "mean squared error", x_axis="log"
         )
         shown = self.ridges > 0
         curves = (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tangency import drawing
-from tangency.analysis.generalization import ridge_path
 from tangency.analysis.generalization.held_out import held_out_residuals
+from tangency.analysis.generalization.ridge_path import ridge_path
 from tangency.analysis.generalization.ridge_regression import (
     RidgeRegression,
     ridge_regression,

@@ -111,7 +111,7 @@ class Geometry:
             )
             figure.update_xaxes(title_text="distance to nearest neighbour", row=1, col=column)
             figure.update_yaxes(title_text=name, row=1, col=column)
-        figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1, col=1)
+        figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
         return figure
 
     def __repr__(self) -> str:
