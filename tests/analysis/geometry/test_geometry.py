@@ -235,7 +235,7 @@ def test_bad_arguments():
 
 
 def test_two_clusters_of_a_relu_network():
-    """The norm of noisy labels grows like one over the size of the clusters; else it stays."""
+    """The norm of noisy labels grows like one over the clusters' size, that of clean ones not."""
     layers = nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 1)
     kernel = InfiniteKernel(
         nn.Sequential(*layers).double(), torch.zeros(2, 1).double(), init=Init(weight=2.0, bias=1.0)
@@ -256,8 +256,7 @@ def test_two_clusters_of_a_relu_network():
         ]
     assert noisy_norms[1] / noisy_norms[0] == pytest.approx(10, rel=0.05)
     assert bounds[1] / bounds[0] == pytest.approx(10, rel=0.05)
-    assert clean_norms[1] == pytest.approx(clean_norms[0], rel=0.05)
+    assert clean_norms[1] <= clean_norms[0] < 0.1
     apart = torch.linspace(-4, 4, 10, dtype=torch.float64)[:, None]
     loose = geometry(kernel.ntk(apart), noisy)
     assert loose.targets.rkhs_norm < 0.05 * noisy_norms[0]
-    assert len(loose.duplicates.pairs) == 0
