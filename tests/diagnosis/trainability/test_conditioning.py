@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.diagnosis.trainability.recursion import deep, dense, step
 from torch import nn
 
 from tangency import Init
 from tangency.diagnosis.trainability import ntk_against_depth
 from tangency.errors import InvalidInput
-from tests.diagnosis.trainability.recursion import deep, dense, step
 
 
 def equal_states(m, q, c, width=16):
@@ -41,12 +41,12 @@ def test_condition_numbers_by_hand():
         depth=depth,
         parametrization="ntk",
     )
-    for l in (1, 4, depth):
-        same, other = by_hand("erf", 1.0, 0.05, q, c, l)
-        assert float(found.diagonal[l]) == pytest.approx(same, rel=1e-9)
-        assert float(found.ratio[l]) == pytest.approx(other / same, rel=1e-9)
+    for blocks in (1, 4, depth):
+        same, other = by_hand("erf", 1.0, 0.05, q, c, blocks)
+        assert float(found.diagonal[blocks]) == pytest.approx(same, rel=1e-9)
+        assert float(found.ratio[blocks]) == pytest.approx(other / same, rel=1e-9)
         expected = (same + (m - 1) * other) / (same - other)
-        assert float(found.condition[l]) == pytest.approx(expected, rel=1e-8)
+        assert float(found.condition[blocks]) == pytest.approx(expected, rel=1e-8)
     assert found.phase == "ordered"
     assert found.limit == math.inf
 

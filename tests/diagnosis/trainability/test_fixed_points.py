@@ -1,5 +1,6 @@
 """Fixed points of maps whose fixed points are known."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from tangency.diagnosis.trainability.fixed_points import (
 def test_all_fixed_points_of_a_length_map(logs, rising):
     """ln Q(q)/q = +- product of (ln q - a): fixed points e^a, all of them."""
     logs = sorted(logs)
-    if any(b - a < 0.6 for a, b in zip(logs, logs[1:], strict=False)):
+    if any(b - a < 0.6 for a, b in itertools.pairwise(logs)):
         return
     sign = 1 if rising else -1
 

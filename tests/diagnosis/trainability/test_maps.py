@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.diagnosis.trainability.recursion import deep, dense, redraw, step
 from torch import nn
 
 from tangency import InfiniteKernel, Init
@@ -10,7 +11,6 @@ from tangency.diagnosis.trainability.maps import BlockMaps, check_closed
 from tangency.diagnosis.trainability.propagation import inputs_of, measured_states, propagate
 from tangency.diagnosis.trainability.repetition import as_block, find_block
 from tangency.errors import UnsupportedOperation
-from tests.diagnosis.trainability.recursion import deep, dense, redraw, step
 
 
 def maps_of_block(block, init, shape=(16,)):

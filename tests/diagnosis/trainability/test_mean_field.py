@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from scipy.optimize import brentq
+from tests.diagnosis.trainability.recursion import FUNCTIONS, deep, dense, mean, step
 from torch import nn
 
 from tangency import Init
 from tangency.diagnosis.trainability import critical_weight, mean_field, phase_diagram
 from tangency.errors import InvalidInput
-from tests.diagnosis.trainability.recursion import FUNCTIONS, deep, dense, mean, step
 
 STATES = torch.ones(2, 16)
 

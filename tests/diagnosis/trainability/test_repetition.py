@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.diagnosis.trainability.recursion import deep
 from torch import nn
 
 from tangency.diagnosis.trainability import find_block, mean_field
 from tangency.diagnosis.trainability.repetition import as_block
 from tangency.errors import InvalidInput, UnsupportedOperation
-from tests.diagnosis.trainability.recursion import deep
 
 
 class Loop(nn.Module):

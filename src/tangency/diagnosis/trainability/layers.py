@@ -22,26 +22,31 @@ if TYPE_CHECKING:
 __all__ = ["LayerLimits", "LayerSignal", "LayerSignals", "Problem", "layer_signals"]
 
 
+FEW = 8
+"""Outputs of which a cosine says little: of a single one it is a sign."""
+
+
 @dataclass(frozen=True)
 class LayerLimits:
     """From where a layer is reported.
 
     Attributes:
-        gradient: a gradient of so many times less or more than the median over layers, as norms
+        gradient: a gradient so many times smaller or larger than that of the last layer, as norms
             over all parameters of a layer.
         signal: a mean square of the outputs of so many times less or more than that of the first
             layer with parameters.
         correlation: mean cosine between the outputs of different examples, above which they are
             alike to the layers that follow.
         saturated: fraction of saturated entries of a sigmoid-like activation.
-        dead: fraction of units that are flat on every example.
+        dead: fraction of units that are flat on every example. It is one half where all inputs
+            have become alike, which is another trouble.
     """
 
-    gradient: float = 1e3
+    gradient: float = 1e2
     signal: float = 1e6
     correlation: float = 0.999
     saturated: float = 0.75
-    dead: float = 0.5
+    dead: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class LayerSignal:
         saturated: fraction of entries with a slope below `recording.FLAT` of the steepest; NaN for
             layers that are no activation. Half of the entries of a ReLU are.
         dead: fraction of units with such a slope on every example; NaN likewise.
+        units: number of outputs per example.
     """
 
     name: str
@@ -70,6 +76,7 @@ class LayerSignal:
     gradient: float
     saturated: float
     dead: float
+    units: int
 
     @property
     def is_activation(self) -> bool:
@@ -258,39 +265,40 @@ def _signals(
             gradient=norm if call.parameters else math.nan,
             saturated=call.saturated,
             dead=call.dead,
+            units=call.output[0].numel(),
         )
 
 
 def _problems(signals: LayerSignals) -> Iterator[Problem]:
     limits = signals.limits
-    norms = sorted(s.gradient for s in signals.layers if not math.isnan(s.gradient))
-    middle = norms[len(norms) // 2] if norms else math.nan
+    norms = [s.gradient for s in signals.layers if not math.isnan(s.gradient)]
+    last = norms[-1] if norms else math.nan
     first = next((s.second_moment for s in signals.layers if not s.is_activation), math.nan)
     for s in signals.layers:
-        for kind, reason in _reasons(s, limits, middle, first):
+        for kind, reason in _reasons(s, limits, last, first):
             yield Problem(s.name, kind, reason)
 
 
 def _reasons(
-    s: LayerSignal, limits: LayerLimits, middle: float, first: float
+    s: LayerSignal, limits: LayerLimits, last: float, first: float
 ) -> Iterator[tuple[str, str]]:
-    if s.gradient * limits.gradient < middle:
+    if s.gradient * limits.gradient < last:
         yield (
             "vanishing",
-            f"its gradient ({s.gradient:.2g}) is {middle / max(s.gradient, 1e-300):.2g} times "
-            "smaller than the median over layers",
+            f"its gradient ({s.gradient:.2g}) is {last / max(s.gradient, 1e-300):.2g} times "
+            "smaller than that of the last layer",
         )
-    if s.gradient > limits.gradient * middle:
+    if s.gradient > limits.gradient * last:
         yield (
             "exploding",
-            f"its gradient ({s.gradient:.2g}) is {s.gradient / max(middle, 1e-300):.2g} times "
-            "larger than the median over layers",
+            f"its gradient ({s.gradient:.2g}) is {s.gradient / max(last, 1e-300):.2g} times "
+            "larger than that of the last layer",
         )
     if s.second_moment * limits.signal < first:
         yield "signal lost", f"its outputs have a mean square of only {s.second_moment:.2g}"
     if s.second_moment > limits.signal * first:
         yield "signal explodes", f"its outputs have a mean square of {s.second_moment:.2g}"
-    if s.correlation > limits.correlation:
+    if s.correlation > limits.correlation and s.units >= FEW:
         yield "inputs alike", f"different examples have outputs of mean cosine {s.correlation:.5g}"
     if s.dead > limits.dead:
         yield "dead", f"{s.dead:.0%} of its units are flat on every example"

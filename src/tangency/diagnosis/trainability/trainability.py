@@ -180,8 +180,8 @@ def trainability(
     Where the module repeats a block (found in what it computes), mean-field theory through its
     infinite-width kernel gives the phase, the depth scales of signal and gradient, and what both do
     through the actual number of blocks (Schoenholz et al. 2017). Else, and beside it, every layer
-    is measured on the examples: signal, gradient, flat and dead units. Layers that are dead or
-    saturated overrule theory.
+    is measured on the examples: signal, gradient, flat and dead units. Where the module's own
+    initialisation is judged, layers that are dead or saturated are named as the cause.
 
     Nothing is trained, and the module stays as it is. Call it on a fresh module: the verdict is
     about random weights, and trained ones draw a `NotIidWarning`.
