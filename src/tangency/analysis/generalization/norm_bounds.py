@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NormBounds", "norm_bounds"]
 
+STEPS = 4
+"""Radii between a number and its double, among which the bound chooses."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NormBounds:
@@ -39,7 +42,7 @@ class NormBounds:
             if no function of a singular kernel goes through the targets and there is no ridge.
         complexity: (out,) B sqrt(tr K) / n: bounds the empirical Rademacher complexity of the
             functions of norm up to B = `radius` (Bartlett & Mendelson 2002, lemma 22).
-        radius: (out,) B: the least power of 2 that is not below the norm.
+        radius: (out,) B: the least power of 2^(1/4) that is not below the norm.
         train_loss: (out,) mean of min(1, |f(x_i) - y_i|) on the training set.
         bound: (out,) train_loss + 2 complexity + 3 sqrt(log(2 / p) / (2n)), which the expected
             loss stays below with probability `confidence`, for all outputs at once.
@@ -119,7 +122,7 @@ def norm_bounds(
     without looking at them (a limit kernel, or the kernel at initialisation). It is the Rademacher
     bound (Bartlett & Mendelson 2002; Mohri, Rostamizadeh & Talwalkar 2018, theorem 3.3) for a
     loss that is 1-Lipschitz and in [0, 1], with the complexity of the ball of radius B. As the
-    norm is known only after the fit, B is the next power of two 2^j, and p = (1 - confidence) /
+    norm is known only after the fit, B is the next of the radii 2^(j/4), and p = (1 - confidence) /
     (4 out (|j| + 1)^2), whose sum over all j (and the zero function) is below 1 - confidence. For
     labels -1 and 1 the loss is above the rate of wrong signs.
 
@@ -153,7 +156,7 @@ def _bounds(fit: RidgeRegression, ridge: float, confidence: float) -> NormBounds
     inverse = fit.inverse(ridge)
     norm = ((fit.eigenvalues * inverse.square()) @ power).sqrt()
     arora = torch.where(_out_of_reach(fit, ridge, power), math.inf, inverse @ power)
-    radius = torch.exp2(norm.log2().ceil())
+    radius = torch.exp2((STEPS * norm.log2()).ceil() / STEPS)
     complexity = radius * fit.kernel.matrix.trace().clamp(min=0).sqrt() / n
     residuals = fit.system.vectors @ (fit.residual_factors(ridge)[:, None] * fit.projections)
     train = residuals.abs().clamp(max=1).mean(dim=0)
@@ -173,7 +176,7 @@ def _bounds(fit: RidgeRegression, ridge: float, confidence: float) -> NormBounds
 
 def _level(radius: Tensor, confidence: float, outputs: int) -> Tensor:
     """(out,) probability of failure that is spent on the ball of each output's radius."""
-    exponent = torch.where(radius > 0, radius, 1.0).log2()
+    exponent = (STEPS * torch.where(radius > 0, radius, 1.0).log2()).round()
     return (1 - confidence) / (4 * outputs * (exponent.abs() + 1).square())
 
 

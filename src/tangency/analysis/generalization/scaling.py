@@ -113,7 +113,8 @@ def scaling_law(
     Args:
         population: exact, or estimated from m examples; then ranks above m/3 are left out by
             default, where the finite sample bends the tail.
-        start, stop: range of ranks, as in `power_law_tail`.
+        start: first rank of the range, as in `power_law_tail`.
+        stop: its end.
 
     Raises:
         InvalidInput: a range too short for a power law, or eigenvalues or a target that do not
