@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tangency.errors import InvalidInput
 
-__all__ = ["ScaledModel", "mean_field", "scaled"]
+__all__ = ["ScaledModel", "mean_field", "scaled", "unscaled"]
 
 
 def scaled(model: nn.Module, alpha: float, *, centered: bool = True) -> ScaledModel:
@@ -101,6 +101,18 @@ class ScaledModel(nn.Module):
         if not (isinstance(now, Tensor) and now.is_floating_point()):
             return now
         return self.alpha * (now if before is None else now - before)
+
+
+def unscaled(model: nn.Module) -> tuple[nn.Module, float]:
+    """A module, and the factor by which the NTK of `model` is larger than its own.
+
+    A scaled model's outputs are a difference that leaves rounding: its kernel is better taken from
+    the module inside.
+    """
+    if isinstance(model, ScaledModel):
+        inner, factor = unscaled(model.model)
+        return inner, factor * model.alpha**2
+    return model, 1.0
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from tangency.diagnosis.monitor.history import Circumstances, History
 from tangency.diagnosis.monitor.observer import Observer
 from tangency.diagnosis.monitor.probe import Loss, Probe
 from tangency.diagnosis.monitor.replica import Replica
-from tangency.errors import InvalidInput
+from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
 __all__ = ["Monitor", "monitor_checkpoints"]
@@ -45,7 +46,8 @@ class Monitor:
     uses its running statistics, which are part of what moves. The network in training keeps
     its mode, gradients, buffers, hooks and random state, and knows nothing of the copy; hooks are
     not run on it (but those by which `torch.nn.utils` computes weights). The monitor holds some
-    five copies of the parameters, on their device, and T kernels (p, p) on the CPU.
+    five copies of the parameters, on their device, and T kernels (p, p) on the CPU. What cannot be
+    measured at some step is a warning, and training goes on.
 
     Edge of stability and catapults concern full-batch descent and the loss of the *training* set:
     to find them, pass the training set, and a `probe` that takes all of it in, or enough.
@@ -135,9 +137,10 @@ class Monitor:
             self._note(loss)
         if step == 0 or self._history.overflowed is not None or not self._budget.is_due(step):
             return False
+        records = len(self._history.steps)
         with self._budget.recording(step):
             self._observe()
-        return True
+        return len(self._history.steps) > records
 
     __call__ = record
 
@@ -172,7 +175,12 @@ class Monitor:
 
     def _observe(self) -> None:
         self._replica.load(self._model)
-        self._history.add(self._step, self._observer.observe(), self._circumstances())
+        try:
+            seen = self._observer.observe()
+        except TangencyError as error:  # training goes on
+            warnings.warn(f"the monitor has no record of step {self._step}: {error}", stacklevel=3)
+            return
+        self._history.add(self._step, seen, self._circumstances())
         self._peak = None
 
     def _note(self, loss: Tensor | float) -> None:

@@ -10,6 +10,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from tangency.analysis import KernelMatrix, kernel_matrix, parameter_movement
+from tangency.diagnosis.laziness import unscaled
 from tangency.diagnosis.monitor.probe import Probe
 from tangency.diagnosis.monitor.replica import Replica
 from tangency.diagnosis.monitor.sharpness import Sharpness
@@ -70,8 +71,9 @@ class Observer:
             self.out = self._outputs_that_fit(network)
             replica.begin()
         self._is_whole = len(probe.y) * self.out <= WHOLE
-        self._kernel = EmpiricalKernel(network, output="full" if self._is_whole else "trace")
-        self._all = EmpiricalKernel(network, output="full")
+        inner, self._factor = unscaled(network)
+        self._kernel = EmpiricalKernel(inner, output="full" if self._is_whole else "trace")
+        self._all = EmpiricalKernel(inner, output="full")
         self._sharpness = None
         if curvature:
             self._sharpness = Sharpness(network, probe, seed)
@@ -105,7 +107,7 @@ class Observer:
 
     def _kernels(self) -> tuple[Tensor, float]:
         """The mean over outputs, (p, p), and the largest eigenvalue of the whole."""
-        kernel = self._kernel.ntk(self.probe.x).cpu().double()
+        kernel = self._kernel.ntk(self.probe.x).cpu().double() * self._factor
         if not float(kernel.abs().max()) < HUGE:
             return kernel, math.inf
         if self._is_whole:
@@ -113,7 +115,7 @@ class Observer:
             return mean, _largest(kernel_matrix(kernel))
         operator = self._all.operator(self.probe.x).to_scipy()
         top = eigsh(operator, k=1, which="LA", return_eigenvectors=False, tol=1e-4)
-        return kernel, float(top[0])
+        return kernel, float(top[0]) * self._factor
 
     def _by_layer(self) -> dict[str, float]:
         layers: dict[str, dict[str, Tensor]] = {}
