@@ -62,7 +62,7 @@ figure = drawing.panels(
     "Digits: generalisation, predicted and measured",
     [
         "Learning curve",
-        "Tails of eigenvalues and target power",
+        "Eigenvalues and target power",
         "What n examples teach",
         "Choosing the ridge, n = 600",
     ],
@@ -157,4 +157,5 @@ titles += ("rank of the mode", "fraction learned"), ("ridge", "mean squared erro
 for place, (across, up) in zip(((1, 1), (1, 2), (2, 1), (2, 2)), titles, strict=True):
     figure.update_xaxes(title_text=across, row=place[0], col=place[1])
     figure.update_yaxes(title_text=up, row=place[0], col=place[1])
+figure.update_layout(legend={"orientation": "h", "y": -0.12}, height=820)
 present(figure)

@@ -24,10 +24,10 @@ overshoots no more than a smooth curve must.
 The last panel trains real networks of width 512 for 1000 steps. With tight clusters the means are
 learned at once, and then the loss stands still at the level of the noise, which lies in hopeless
 modes. With the same labels well apart it goes on falling. Scale the output by \(10^4\), which
-makes training lazy (Chizat, Oyallon and Bach 2019), and both runs follow the kernel to three digits.
-Without the scale they fall behind it, the tight clusters most: few neurons have their kink inside
-so small a cluster, and training moves the kinks out of it. Where examples lie close together the
-kernel regime ends first.
+makes training lazy (Chizat, Oyallon and Bach 2019), and both runs follow the kernel to three
+digits. Without the scale they fall behind it, the tight clusters most: hardly any neuron has its
+kink inside so small a cluster, and training moves the kinks, so that within the cluster the kernel
+does not stay what it was. Where examples lie close together the kernel regime ends first.
 
 Sources: the eigenvalue bound is the Rayleigh quotient of \(e_i - e_j\), the norm bound is its
 inverse by Cauchy and Schwarz. On smooth kernels on clustered points: Schaback, *Error estimates
@@ -70,15 +70,15 @@ figure = drawing.panels(
     "Noisy labels in tight clusters",
     [
         "Squared RKHS norm",
-        "Interpolants across a cluster of size 0.1",
-        "The same labels, well apart",
-        "Real networks, gradient descent",
+        "Across a cluster of size 0.1",
+        "The same labels well apart",
+        "Real networks",
     ],
 )
 
 figure.update_xaxes(type="log", exponentformat="power", title_text="cluster size", row=1, col=1)
 figure.update_yaxes(type="log", exponentformat="power", title_text="norm squared", row=1, col=1)
-figure.update_xaxes(title_text="position in the cluster, in units of its size", row=1, col=2)
+figure.update_xaxes(title_text="position, in units of the size", row=1, col=2)
 figure.update_xaxes(title_text="input", row=2, col=1)
 figure.update_xaxes(type="log", exponentformat="power", title_text="step", row=2, col=2)
 figure.update_yaxes(type="log", exponentformat="power", title_text="loss", row=2, col=2)
@@ -186,4 +186,5 @@ for name, x, colour in (
     drawing.line(figure, steps, real, f"{name}, real", colour, dash="dot", row=2, col=2)
 drawing.horizontal(figure, level, "noise within the clusters", row=2, col=2)
 
+figure.update_layout(legend={"orientation": "h", "y": -0.12}, height=820)
 present(figure)
