@@ -105,7 +105,7 @@ def _point(
 
 def _sample_ridge(fit: RidgeRegression, n: float, ridge: float) -> float:
     """x with (x - ridge) tr (K + x)^-1 = m - n; the ridge itself where there is none above it."""
-    values = torch.where(fit.null(ridge), 0.0, fit.eigenvalues + ridge).numpy()
+    values = torch.where(fit.null(ridge), 0.0, fit.eigenvalues + ridge).cpu().numpy()
     positive = values[values > 0]
     wanted = len(positive) - n  # null modes give 1 each, to both sides
     if wanted <= 0:

@@ -23,7 +23,7 @@ class Population:
     `population` from a sample, or by hand where the eigenvalues are known.
 
     Attributes:
-        eigenvalues: (M,) lambda_i, zero or positive; their sum (with `tail_trace`) is the mean of
+        eigenvalues: (M,) lambda_i, float64, zero or positive; their sum (with `tail_trace`) is the mean of
             k(x, x).
         power: (M,) v_i^2, summed over outputs.
         tail_trace: sum of the eigenvalues of modes that are too small to be listed.
@@ -42,7 +42,7 @@ class Population:
 
     def __post_init__(self) -> None:
         for name in ("eigenvalues", "power"):
-            values = torch.as_tensor(getattr(self, name)).detach().double()
+            values = torch.as_tensor(getattr(self, name)).detach().cpu().double()
             if values.dim() != 1 or not bool((values.isfinite() & (values >= 0)).all()):
                 raise InvalidInput(f"{name} must be a vector of numbers that are not negative.")
             object.__setattr__(self, name, values)

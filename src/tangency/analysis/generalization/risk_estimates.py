@@ -51,7 +51,8 @@ def kernel_alignment_risk(K: Kernel, y: ArrayLike, ridge: Ridges = 0.0) -> Tenso
     Spadaro, Hongler & Gabriel, NeurIPS 2020, definition of rho). Multiplied out, this is
     `generalized_cross_validation` exactly, at every ridge: ridge^2 cancels between the two parts
     of the latter. The two differ in where they come from: the former averages leave-one-out, the
-    latter is derived from the test error of kernels with Gaussian-like features.
+    latter is derived from the test error of kernels with Gaussian-like features. On real data it
+    tends to be too small where the ridge is near zero; `leave_one_out` assumes nothing.
 
     Arguments, limits at zero ridge and errors as for `generalized_cross_validation`.
     """
