@@ -10,10 +10,10 @@ and, with E_0 = n / (n - sum_i L_i^2),
     test error  = E_0 (sum_i (1 - L_i)^2 v_i^2 + noise)
     train error = (ridge / (n kappa))^2 test error
 
-(Simon, Dickens, Karkada & DeWeese 2023, section 4; the learning curves of Bordelon, Canatar &
-Pehlevan 2020). Exact for Gaussian features as n and the number of modes grow; an approximation
-elsewhere. Modes far below kappa add to the ridge by their eigenvalue and to the noise by their
-power; so does the tail of a `Population`.
+(the eigenlearning equations of Simon, Dickens, Karkada & DeWeese 2023; the learning curves of
+Bordelon, Canatar & Pehlevan 2020). Exact for Gaussian features as n and the number of modes grow;
+an approximation elsewhere. Modes far below kappa add to the ridge by their eigenvalue and to the
+noise by their power; so does the tail of a `Population`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class Population:
     `population` from a sample, or by hand where the eigenvalues are known.
 
     Attributes:
-        eigenvalues: (M,) lambda_i, float64, zero or positive; their sum (with `tail_trace`) is the mean of
-            k(x, x).
+        eigenvalues: (M,) lambda_i, float64, zero or positive; their sum (with `tail_trace`) is the
+            mean of k(x, x).
         power: (M,) v_i^2, summed over outputs.
         tail_trace: sum of the eigenvalues of modes that are too small to be listed.
         tail_power: power of the target in those modes and outside the kernel's reach.

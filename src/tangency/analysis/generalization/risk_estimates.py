@@ -22,7 +22,7 @@ def generalized_cross_validation(K: Kernel, y: ArrayLike, ridge: Ridges = 0.0) -
     """Estimate of the mean squared test error of kernel ridge regression.
 
     GCV = (1/n) |(I - A) y|^2 / ((1/N) tr(I - A))^2 with A = K (K + ridge)^-1 (Golub, Heath & Wahba,
-    Technometrics 21 (1979), eq. 1.4, whose n lambda is `ridge`): leave-one-out with every G_ii
+    Technometrics 21 (1979), p. 216, whose n lambda is `ridge`): leave-one-out with every G_ii
     replaced by their mean. N is n, or n * out for a kernel (n, n, out, out). Sum over outputs.
 
     At zero ridge it is 0/0, and its limit is returned:

@@ -102,7 +102,7 @@ def scaling_law(
 
         test error ~ n^-min(a - 1, 2b)
 
-    (Bordelon, Canatar & Pehlevan 2020, section 4; Spigler, Geiger & Wyart 2020; Bahri et al.
+    (Bordelon, Canatar & Pehlevan 2020; Spigler, Geiger & Wyart 2020; Bahri et al.
     2024). The tails are fitted by `power_law_tail`, on the same range of ranks: modes around
     rank n decide the error at n examples, so a law fitted to ranks start to stop speaks for n in
     this range.
