@@ -29,7 +29,7 @@ DRAW = """
   figure.layout.autosize = true;
   delete figure.layout.width;
   const draw = () => Plotly.newPlot(target, figure.data, figure.layout,
-    {{responsive: true, displaylogo: false}});
+    {{responsive: true, displayModeBar: false}});
   if (window.Plotly) draw();
   else {{
     const library = document.createElement("script");
