@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from tests.diagnosis.trainability.recursion import deep, dense, step
 from torch import nn
 
@@ -71,42 +72,60 @@ def critical_ratio(correlation, slope, c, depth):
     return total / depth
 
 
+def relu_correlation(c):
+    return (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi
+
+
+def relu_slope(c):
+    return 1 - math.acos(c) / math.pi
+
+
 def test_critical_limits_of_the_recursion():
     """1/4 for ReLU and 1/3 for erf, by the closed forms alone (Cho & Saul 2009, Williams 1997)."""
-    relu = critical_ratio(
-        lambda c: (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi,
-        lambda c: 1 - math.acos(c) / math.pi,
-        0.3,
-        50_000,
-    )
-    assert relu == pytest.approx(1 / 4, abs=2e-4)
-    w2, b2, q = 1.3758390073, 0.05, 0.5171768380
-    erf = critical_ratio(
+    ratio = critical_ratio(relu_correlation, relu_slope, 0.3, 50_000)
+    assert ratio == pytest.approx(1 / 4, abs=2e-4)
+    b2 = 0.05
+
+    def excess(q):
+        kappa = 2 / math.pi * math.asin(2 * q / (1 + 2 * q))
+        return kappa * math.pi / 4 * math.sqrt(1 + 4 * q) + b2 - q
+
+    q = brentq(excess, 0.01, 5, xtol=1e-16)
+    w2 = math.pi / 4 * math.sqrt(1 + 4 * q)
+    assert (w2, q) == (pytest.approx(1.3758390073, abs=1e-9), pytest.approx(0.5171768380, abs=1e-9))
+    ratio = critical_ratio(
         lambda c: (w2 * 2 / math.pi * math.asin(2 * q * c / (1 + 2 * q)) + b2) / q,
         lambda c: w2 * 4 / math.pi / math.sqrt((1 + 2 * q) ** 2 - (2 * q * c) ** 2),
         0.3,
-        50_000,
+        20_000,
     )
-    assert erf == pytest.approx(1 / 3, abs=5e-4)
+    assert ratio == pytest.approx(1 / 3, abs=5e-4)
 
 
-@pytest.mark.parametrize(
-    ("block", "init", "ratio"),
-    [
-        (nn.Sequential(nn.ReLU(), nn.Linear(16, 16)), Init(2.0), 1 / 4),
-        (dense("erf"), Init(1.3758390073, 0.05), 1 / 3),
-    ],
-)
-def test_critical_limits(block, init, ratio):
-    m = 4
-    states = equal_states(m, 0.5171768380, 0.3)
+def test_critical_relu():
+    m, depth, block = 4, 60, nn.Sequential(nn.ReLU(), nn.Linear(16, 16))
+    states = equal_states(m, 0.8, 0.3)
     found = ntk_against_depth(
-        block, states, block=block, init=init, depth=60, parametrization="ntk"
+        block, states, block=block, init=Init.he(), depth=depth, parametrization="ntk"
     )
     assert found.phase == "critical"
-    assert found.limit == pytest.approx((1 + (m - 1) * ratio) / (1 - ratio))
-    assert float(found.condition[60]) == pytest.approx(found.limit, rel=0.12)
-    assert float(found.diagonal[60]) == pytest.approx(60 * float(found.diagonal[1]), rel=1e-6)
+    assert found.limit == pytest.approx(1 + m / 3)
+    ratio = critical_ratio(relu_correlation, relu_slope, 0.3, depth)
+    assert float(found.ratio[depth]) == pytest.approx(ratio, rel=1e-8)
+    expected = (1 + (m - 1) * ratio) / (1 - ratio)
+    assert float(found.condition[depth]) == pytest.approx(expected, rel=1e-8)
+    assert float(found.diagonal[depth]) == pytest.approx(depth * 0.8, rel=1e-9)
+
+
+def test_critical_erf():
+    m, block = 4, dense("erf")
+    states = equal_states(m, 0.5171768380, 0.3)
+    init = Init(1.3758390073, 0.05)
+    found = ntk_against_depth(
+        block, states, block=block, init=init, depth=40, parametrization="ntk"
+    )
+    assert (found.phase, found.limit) == ("critical", pytest.approx(1 + m / 2))
+    assert float(found.condition[40]) == pytest.approx(1 + m / 2, rel=0.1)
 
 
 def test_chaotic_limit():

@@ -10,14 +10,14 @@ from tests.diagnosis.trainability.recursion import FUNCTIONS, deep, dense, mean,
 from torch import nn
 
 from tangency import Init
-from tangency.diagnosis.trainability import critical_weight, mean_field, phase_diagram
+from tangency.diagnosis.trainability import critical_weight, mean_field_theory, phase_diagram
 from tangency.errors import InvalidInput
 
 STATES = torch.ones(2, 16)
 
 
 def theory(block, init, **options):
-    return mean_field(block, STATES, block=block, init=init, **options)
+    return mean_field_theory(block, STATES, block=block, init=init, **options)
 
 
 def independent_critical_point(name, b2):
@@ -171,7 +171,7 @@ def test_gelu_jumps():
 
 def test_of_a_whole_network():
     model = deep(nn.ReLU, 5)
-    found = mean_field(model, torch.randn(3, 5), init=Init.he())
+    found = mean_field_theory(model, torch.randn(3, 5), init=Init.he())
     assert found.block.depth == 5
     assert found.phase == "critical"
     assert "relu, linear, 5 times" in repr(found)

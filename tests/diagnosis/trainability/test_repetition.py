@@ -5,7 +5,7 @@ import torch
 from tests.diagnosis.trainability.recursion import deep
 from torch import nn
 
-from tangency.diagnosis.trainability import find_block, mean_field
+from tangency.diagnosis.trainability import find_block, mean_field_theory
 from tangency.diagnosis.trainability.repetition import as_block
 from tangency.errors import InvalidInput, UnsupportedOperation
 
@@ -101,7 +101,7 @@ def test_transformer_layers_are_found():
 
 def test_frozen_probes_leave_the_module_trainable():
     model = deep(nn.Tanh, 2)
-    mean_field(model, torch.randn(2, 5))
+    mean_field_theory(model, torch.randn(2, 5))
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
 
@@ -117,4 +117,4 @@ def test_refusals():
     with pytest.raises(InvalidInput, match="depth is 0"):
         as_block(nn.Linear(5, 5), x, 0)
     with pytest.raises(InvalidInput, match="one tensor"):
-        mean_field(nn.Linear(5, 5), (x, x), block=nn.Linear(5, 5))
+        mean_field_theory(nn.Linear(5, 5), (x, x), block=nn.Linear(5, 5))

@@ -13,7 +13,7 @@ from tangency.diagnosis.trainability.layers import (
     layer_signals,
 )
 from tangency.diagnosis.trainability.maps import BlockMaps
-from tangency.diagnosis.trainability.mean_field import MeanField, mean_field
+from tangency.diagnosis.trainability.mean_field import MeanField, mean_field_theory
 from tangency.diagnosis.trainability.phase_diagram import (
     PhaseDiagram,
     critical_weight,
@@ -43,7 +43,7 @@ __all__ = [
     "find_block",
     "initialisations",
     "layer_signals",
-    "mean_field",
+    "mean_field_theory",
     "ntk_against_depth",
     "phase_diagram",
     "trainability",

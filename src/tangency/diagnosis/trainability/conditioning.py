@@ -123,13 +123,13 @@ def ntk_against_depth(
         model: any module that applies a block several times.
         example: examples; the first `MOST` are followed. What comes before the block acts on them.
         depth: number of blocks; by default as many as the module has.
-        init: as for `mean_field`.
+        init: as for `mean_field_theory`.
         parametrization: as for `InfiniteKernel`.
-        block: as for `mean_field`; then `example` are states.
+        block: as for `mean_field_theory`; then `example` are states.
 
     Raises:
-        InvalidInput: fewer than two examples, a depth below 1, and as `mean_field`.
-        UnsupportedOperation: as `mean_field`, or what comes before the block has no limit.
+        InvalidInput: fewer than two examples, a depth below 1, and as `mean_field_theory`.
+        UnsupportedOperation: as `mean_field_theory`, or what comes before the block has no limit.
     """
     examples.check(example, "example")
     if examples.count(example) < 2:

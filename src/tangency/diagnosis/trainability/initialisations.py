@@ -123,11 +123,11 @@ def initialisations(
         model: any module that applies a block several times.
         example: examples; the first `FOLLOWED` are followed through the blocks.
         depth: number of blocks; by default as many as the module has.
-        block: as for `mean_field`; then `example` are states.
+        block: as for `mean_field_theory`; then `example` are states.
         limits: marks of the verdict.
 
     Raises:
-        InvalidInput, UnsupportedOperation: as `mean_field`.
+        InvalidInput, UnsupportedOperation: as `mean_field_theory`.
     """
     examples.check(example, "example")
     maps = maps_of(model, example, "module", block)

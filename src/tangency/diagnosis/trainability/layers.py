@@ -38,8 +38,8 @@ class LayerLimits:
         correlation: mean cosine between the outputs of different examples, above which they are
             alike to the layers that follow.
         saturated: fraction of saturated entries of a sigmoid-like activation.
-        dead: fraction of units that are flat on every example. It is one half where all inputs
-            have become alike, which is another trouble.
+        dead: fraction of units that are flat and the same on every example. It is one half where
+            all inputs have become alike, which is another trouble.
     """
 
     gradient: float = 1e2
@@ -64,7 +64,8 @@ class LayerSignal:
         gradient: norm of the gradient in the parameters of the layer; NaN without any.
         saturated: fraction of entries with a slope below `recording.FLAT` of the steepest; NaN for
             layers that are no activation. Half of the entries of a ReLU are.
-        dead: fraction of units with such a slope on every example; NaN likewise.
+        dead: fraction of units with such a slope, and the same output, on every example; NaN
+            likewise. Units of images are channels.
         units: number of outputs per example.
     """
 
@@ -285,8 +286,10 @@ def _reasons(
     if s.gradient * limits.gradient < last:
         yield (
             "vanishing",
-            f"its gradient ({s.gradient:.2g}) is {last / max(s.gradient, 1e-300):.2g} times "
-            "smaller than that of the last layer",
+            f"its gradient ({s.gradient:.2g}) is {last / s.gradient:.2g} times smaller than "
+            "that of the last layer"
+            if s.gradient > 0
+            else "its gradient is zero",
         )
     if s.gradient > limits.gradient * last:
         yield (
@@ -301,6 +304,6 @@ def _reasons(
     if s.correlation > limits.correlation and s.units >= FEW:
         yield "inputs alike", f"different examples have outputs of mean cosine {s.correlation:.5g}"
     if s.dead > limits.dead:
-        yield "dead", f"{s.dead:.0%} of its units are flat on every example"
+        yield "dead", f"{s.dead:.0%} of its units are flat, and the same, on every example"
     elif s.saturated > limits.saturated:
         yield "saturating", f"{s.saturated:.0%} of its entries are where the activation is flat"

@@ -40,7 +40,7 @@ from tangency.infinite import Init
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["MeanField", "Phase", "maps_of", "mean_field", "mean_field_of", "phase_of"]
+__all__ = ["MeanField", "Phase", "maps_of", "mean_field_of", "mean_field_theory", "phase_of"]
 
 Phase: TypeAlias = Literal["ordered", "critical", "chaotic"]
 
@@ -143,7 +143,7 @@ class MeanField:
         return _within(self.length)
 
 
-def mean_field(
+def mean_field_theory(
     model: nn.Module,
     example: Examples,
     *,
@@ -175,7 +175,7 @@ def mean_field(
 def maps_of(
     model: nn.Module, example: Examples, init: Init | str, block: nn.Module | None
 ) -> BlockMaps:
-    """Maps of the block that `model` repeats, or of `block`. Raises as `mean_field`."""
+    """Maps of the block that `model` repeats, or of `block`. Raises as `mean_field_theory`."""
     found = find_block(model, example) if block is None else as_block(block, _state(example), 1)
     return BlockMaps(found, init)
 

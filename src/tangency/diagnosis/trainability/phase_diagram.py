@@ -127,11 +127,11 @@ def phase_diagram(
         example: a batch of its examples; only shapes matter.
         weights: w2 = fan_in E[W_ij^2] to try, positive; by default 17 from 0.25 to 4.25.
         biases: b2 = E[b_i^2] to try; by default 9 from 0 to 0.4.
-        block: as for `mean_field`.
+        block: as for `mean_field_theory`.
 
     Raises:
-        InvalidInput: moments that are not numbers of the right sign, and as `mean_field`.
-        UnsupportedOperation: as `mean_field`.
+        InvalidInput: moments that are not numbers of the right sign, and as `mean_field_theory`.
+        UnsupportedOperation: as `mean_field_theory`.
     """
     w = _moments(torch.linspace(0.25, 4.25, 17) if weights is None else weights, "weights", 1e-300)
     b = _moments(torch.linspace(0, 0.4, 9) if biases is None else biases, "biases", 0.0)
@@ -163,12 +163,12 @@ def critical_weight(
         model: any module that applies a block several times.
         example: a batch of its examples; only shapes matter.
         bias: b2 = E[b_i^2].
-        block: as for `mean_field`.
+        block: as for `mean_field_theory`.
 
     Raises:
-        InvalidInput: a negative bias moment, as `mean_field`, or no critical weight between the
-            two of `WEIGHTS` (a normalised residual block is critical at all of them, or none).
-        UnsupportedOperation: as `mean_field`.
+        InvalidInput: a negative bias moment, as `mean_field_theory`, or no critical weight between
+            the two of `WEIGHTS` (a normalised residual block is critical at all of them).
+        UnsupportedOperation: as `mean_field_theory`.
     """
     (b2,) = _moments([bias], "bias", 0.0).tolist()
     maps = maps_of(model, example, Init(1.0, b2), block)

@@ -26,6 +26,9 @@ ACTIVATIONS = frozenset(_ACTIVATIONS.split())
 FLAT = 0.05
 """An entry is saturated where the slope is below this part of the activation's steepest."""
 
+CONSTANT = 1e-2
+"""Range of a unit over examples, in units of the largest output, below which it says nothing."""
+
 _SCALE = torch.linspace(-6, 6, 241)
 """Where the steepest slope of an activation is looked for."""
 
@@ -131,12 +134,19 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _flat(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
-    """Fractions of entries and of units (over all examples) where the slope is next to nothing."""
-    shape = [-1, *[1] * (x.dim() - 1)]
-    steepest = _slope(function, _SCALE.to(x).reshape(shape).expand(-1, *x.shape[1:])).max()
-    flat = _slope(function, x) < FLAT * steepest
-    units = flat.flatten(2).all(dim=2) if x.dim() > 2 else flat
-    return float(flat.double().mean()), float(units.all(dim=0).double().mean())
+    """Fractions of entries where the slope is next to nothing, and of units that are dead.
+
+    A dead unit is flat on every example and says the same about all of them; one that is saturated
+    on both sides still tells them apart.
+    """
+    scale = _SCALE.to(x).reshape(-1, *[1] * (x.dim() - 1))
+    grid = scale.expand(-1, x.shape[1], *scale.shape[2:])  # slopes may differ between channels
+    flat = _slope(function, x) < FLAT * _slope(function, grid).max()
+    y = function(x)
+    low, high = (f(y.movedim(1, 0).flatten(1), dim=1) for f in (torch.amin, torch.amax))
+    constant = high - low <= CONSTANT * y.abs().max()
+    dead = flat.movedim(1, 0).flatten(1).all(dim=1) & constant
+    return float(flat.double().mean()), float(dead.double().mean())
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

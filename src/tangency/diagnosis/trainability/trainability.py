@@ -46,11 +46,12 @@ BATCHES = (
     "the repeated block holds batch normalisation. The limit reads it in evaluation mode, where "
     "its running statistics make it the identity at initialisation; training normalises by the "
     "batch, which keeps lengths and lets gradients grow with depth (Yang et al. 2019). "
-    "tangency.mean_field gives the theory of evaluation mode."
+    "tangency.mean_field_theory gives the theory of evaluation mode."
 )
 """Why theory says nothing about a block."""
 
 CAUSES: tuple[State, ...] = ("dead units", "saturating")
+"""Verdicts on layers that explain those of theory."""
 
 ILL_CONDITIONED = 1e8
 """A condition number of the NTK that is worth a word."""
@@ -214,10 +215,11 @@ def trainability(
     by_layers = judge_layers(signals)
     judgement = by_layers
     if theory is not None:
-        overruled = (
-            by_layers.state in ("dead units", "saturating") and theory.own.judgement.trainable
-        )
-        judgement = by_layers if overruled else theory.own.judgement
+        judgement = theory.own.judgement
+        # Flat activations are a cause of what theory sees, and say more than it.
+        flat = by_layers.state in CAUSES and init == "module"
+        if flat and judgement.state in ("trainable", "vanishing gradients", "ordered"):
+            judgement = by_layers
     condition, kind = _condition(model, few, init)
     return Trainability(
         judgement=judgement,
