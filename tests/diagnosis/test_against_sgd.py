@@ -170,6 +170,33 @@ def test_prediction_error_is_relative_to_the_way_of_the_outputs():
     assert check.evidence.prediction_error == pytest.approx(whole)
 
 
+def test_when_the_prediction_fails():
+    check = training_check(network(8), X, target(X), x_test=X_TEST, steps=60, infinite=False)
+    worse = torch.maximum(check.prediction_error, check.test_prediction_error).tolist()
+    for fraction in (0.01, 0.1, 0.4):
+        failed = [s for s, e in zip(check.steps.tolist(), worse, strict=True) if e > fraction]
+        assert check.failure_time(fraction) == failed[0]
+    assert check.failure_time(max(worse)) is None
+    assert f"fails at step {check.failure_time()}" in check.explain()
+    assert check.to_dict()["failure_time"] == check.failure_time()
+    exact = training_check(RandomFeatures(), X, Y, steps=50, infinite=False)
+    assert exact.failure_time(1e-6) is None
+    assert "The prediction fails" not in exact.explain()
+
+
+def test_the_verdict_knows_how_certain_it_is():
+    check = training_check(network(8), X, target(X), x_test=X_TEST, steps=60, infinite=False)
+    uncertainty = check.verdict.uncertainty
+    for name in ("kernel_drift", "kernel_alignment", "prediction_error"):
+        low, high = getattr(uncertainty, name)
+        assert low <= getattr(check.evidence, name) <= high
+    assert check.verdict.confidence == uncertainty.support[check.regime]
+    assert "resampled" in check.explain()
+    exact = training_check(RandomFeatures(), X, Y, steps=50, infinite=False)
+    assert exact.verdict.confidence == pytest.approx(1)
+    assert exact.evidence.loss_growth == pytest.approx(float(exact.loss[-1] / exact.loss[0]))
+
+
 def test_a_test_set_out_of_reach_is_no_error():
     """Training on the first coordinate says nothing about the second: neither moves."""
     model = NTKLinear(2, 1, seed=3)

@@ -52,6 +52,7 @@ def units(count: int) -> np.ndarray:
     return np.einsum("ki,kj->kij", u, u) + b[:, None, None] ** 2 * outer
 
 
+@pytest.mark.slow
 def test_a_mean_over_units_varies_as_one_over_width():
     """Variance c / width exactly, c the variance of one unit; no bias."""
     single = units(200_000)
@@ -115,6 +116,7 @@ def test_both_laws_are_recovered():
     assert 3.5 < study.width_for(0.05).width / needed.width < 4
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_they_promise():
     """90 % intervals for c, c' and the width, over 60 made-up studies."""
     hits = np.zeros(3)

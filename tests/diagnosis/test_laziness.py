@@ -10,7 +10,7 @@ from torch import nn
 import tangency as tg
 from tangency.errors import InvalidInput
 
-from .models import network, normal, target
+from .models import NTKLinear, network, normal, target
 
 X = normal(12, 4, seed=1)
 
@@ -182,15 +182,17 @@ class TestTheDial:
         assert times[0] < times[2]
 
     def test_width_makes_lazy_only_without_the_mean_field_scale(self):
-        """Kernel movement falls with width in the NTK scaling, and does not in mean field."""
+        """Two hidden layers: the kernel moves less with width, and in mean field by as much."""
+
+        def deep(width, seed):
+            layers = (NTKLinear(4, width, seed), nn.Tanh(), NTKLinear(width, width, seed + 1))
+            return nn.Sequential(*layers, nn.Tanh(), NTKLinear(width, 1, seed + 2))
+
         drift = {}
         for name, make in (("ntk", lambda n, w: tg.scaled(n, 1.0)), ("mf", tg.mean_field)):
-            for width in (64, 1024):
-                runs = [
-                    self.trained(make(network(width, seed=seed), width), factor=0.1)
-                    for seed in (1, 2)
-                ]
+            for width in (32, 256):
+                runs = [self.trained(make(deep(width, s), width), factor=0.1) for s in (10, 20)]
                 drift[name, width] = sum(float(r.drift[-1]) for r in runs) / 2
-        assert drift["ntk", 1024] < drift["ntk", 64] / 2.5
-        assert drift["mf", 1024] > drift["mf", 64] / 1.5
-        assert drift["mf", 1024] > 0.5
+        assert drift["ntk", 256] < drift["ntk", 32] / 4
+        assert drift["mf", 256] == pytest.approx(drift["mf", 32], rel=0.25)
+        assert drift["mf", 256] > 1

@@ -9,6 +9,7 @@ import torch
 from tests.diagnosis.models import Scaled, network, normal, target
 from torch import nn
 
+import tangency as tg
 from tangency.analysis import alignment, kernel_drift
 from tangency.diagnosis.monitor import Monitor, monitor_checkpoints
 from tangency.errors import InvalidInput, MissingDependency, UnsupportedOperation
@@ -320,6 +321,39 @@ def test_a_network_that_does_not_move_has_no_verdict():
     with pytest.raises(InvalidInput, match="step is 2"):
         monitor.record(2)
     assert "2 records" in repr(monitor)
+
+
+def test_what_cannot_be_measured_is_a_warning(monkeypatch):
+    monitor = Monitor(network(3), X, target(X), overhead=None)
+
+    def refuse():
+        raise InvalidInput("no kernel today")
+
+    monkeypatch.setattr(monitor._observer, "observe", refuse)
+    with pytest.warns(UserWarning, match="no record of step 1: no kernel today"):
+        assert not monitor.record(1)
+    assert len(monitor.course.steps) == 1
+
+
+def test_scaled_models_in_single_precision():
+    """Outputs that are a small difference of large ones: kernels come from the module inside."""
+    net = network(32).float()
+    x, y = X.float(), target(X).float()
+    model = tg.scaled(net, 100.0)
+    rate = 1e-5
+    monitor = Monitor(model, x, y, learning_rate=rate, overhead=None)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        ((model(x)[:, 0] - y).square().sum() / 20).backward()
+        optimizer.step()
+        assert monitor.record(step)
+    course = monitor.finish()
+    expected = 1e4 * tg.EmpiricalKernel(copy.deepcopy(net).double()).ntk(X)
+    torch.testing.assert_close(course.kernels[-1], expected, rtol=1e-3, atol=1.0)
+    top = torch.linalg.eigvalsh(expected)[-1] / 10
+    assert float(course.kernel_curvature[-1]) == pytest.approx(float(top), rel=1e-3)
+    assert course.verdict().regime == "lazy"
 
 
 def test_without_curvlinops(monkeypatch):

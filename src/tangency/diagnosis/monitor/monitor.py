@@ -221,7 +221,13 @@ def monitor_checkpoints(
         checkpoints: pairs (step, state dict), steps ascending; taken one at a time, so that they
             may be read from disk on the way. Names may carry the prefixes of `torch.compile` and
             `DistributedDataParallel`.
-        x_probe, y_probe, loss, probe, learning_rate, curvature, seed: as for `Monitor`.
+        x_probe: inputs, of which `probe` are followed.
+        y_probe: their targets.
+        loss: as for `Monitor`, and so are the arguments that follow.
+        probe: number of examples.
+        learning_rate: that the run was trained with.
+        curvature: whether to measure the largest eigenvalue of the Hessian.
+        seed: of the choice of examples.
 
     Raises:
         InvalidInput: as `Monitor`; no checkpoints, steps that do not ascend, or a state dict of
