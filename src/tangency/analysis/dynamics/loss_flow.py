@@ -59,7 +59,8 @@ class LossFlow:
         method: of `scipy.integrate.solve_ivp`. Explicit ones ("DOP853", "RK45", "RK23") take about
             as many steps as gradient descent at its largest stable rate would; "LSODA", "BDF" and
             "Radau" take long ones late in training, at the price of an (n out, n out) Jacobian.
-        rtol, atol: of the solver; `atol` in units of the outputs.
+        rtol: relative tolerance of the solver.
+        atol: its absolute tolerance, in units of the outputs.
 
     Raises:
         InvalidInput: a kernel that is not square, not symmetric, empty or holds NaN, targets that

@@ -139,9 +139,10 @@ def power_law_tail(
 
     Args:
         values: (N,), not negative in the range of the fit.
-        start, stop: the range values[start:stop]. By default ranks N^(1/3) to N/3, where N counts
-            the values above rounding: the first modes are not yet in the tail, and the last of a
-            kernel matrix are distorted by the finite number of examples.
+        start: the first rank of the range values[start:stop]; by default N^(1/3), where N counts
+            the values above rounding: the first modes are not yet in the tail.
+        stop: its end; by default N/3: the last modes of a kernel matrix are distorted by the
+            finite number of examples.
 
     Raises:
         InvalidInput: values that are not real numbers in one dimension, NaN, negative in the
