@@ -301,7 +301,9 @@ def test_readable_forms(run):
     assert all(len(row) <= 120 for row in text.splitlines())
     figure = course.figure()
     json.loads(figure.to_json())
-    assert {"drift", "sharpness", "stability limit"} <= {t.name for t in figure.data}
+    assert {"kernel drift", "sharpness", "stability limit", "turning per step"} <= {
+        t.name for t in figure.data
+    }
     values = course.to_dict()
     assert values["drift"] is course.drift
     assert values["verdict"]["confidence"] == course.verdict().confidence

@@ -55,7 +55,7 @@ class Course:
         target_alignment: (T,) alignment with the targets, centred (Cortes et al. 2012).
         effective_rank: (T,) of the kernel (Roy & Vetterli 2007).
         kernel_curvature: (T,) largest eigenvalue of the kernel of all outputs, over p: the
-            curvature of the squared loss in the linearised network.
+            curvature of the squared loss in the linearised network (of another loss it is not).
         sharpness: (T,) largest eigenvalue of the Hessian of the loss on the probe.
         stability_limit: (T,) curvature at which descent with the present learning rate is stable,
             2 / learning_rate without momentum; known for plain SGD.
@@ -191,7 +191,7 @@ class Course:
         return words.explain(self)
 
     def figure(self) -> Figure:
-        """Six panels over the steps.
+        """Eight panels over the steps.
 
         Raises:
             MissingDependency: Plotly is not installed.

@@ -45,7 +45,9 @@ class Monitor:
     Everything is measured on a copy in evaluation mode: dropout is off, and batch normalisation
     uses its running statistics, which are part of what moves. The network in training keeps
     its mode, gradients, buffers, hooks and random state, and knows nothing of the copy; hooks are
-    not run on it (but those by which `torch.nn.utils` computes weights). The monitor holds some
+    not run on it (but those by which `torch.nn.utils` computes weights). A network with batch
+    normalisation is better watched from when its running statistics have settled on the data, after
+    a few steps: otherwise most of the change is theirs. The monitor holds some
     five copies of the parameters, on their device, and T kernels (p, p) on the CPU. What cannot be
     measured at some step is a warning, and training goes on.
 
