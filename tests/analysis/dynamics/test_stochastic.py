@@ -129,6 +129,23 @@ def test_many_simulated_runs(replacement):
     assert np.abs(wrong / (products.std(axis=0) / math.sqrt(runs))).max() > 5
 
 
+def test_shuffled_epochs_are_outside_the_model_and_less_noisy():
+    runs, epochs, n, b, rate = 3000, 10, 12, 3, 0.25
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(n, 8)), rng.normal(size=n)
+    theta = np.zeros((runs, 8))
+    for _ in range(epochs):
+        order = rng.random((runs, n)).argsort(axis=1)
+        for chosen in np.split(order, n // b, axis=1):
+            errors = np.take_along_axis(theta @ X.T - y, chosen, axis=1)
+            theta = theta - rate / b * np.einsum("rb,rbp->rp", errors, X[chosen])
+    outputs = theta @ X.T
+    model = StochasticGradientDescent(X @ X.T, y, rate, b).predict(epochs * n // b).train
+    assert outputs.var(axis=0).mean() < 0.5 * float(model.variance.mean())
+    off = np.abs(outputs.mean(axis=0) - model.mean.numpy()) / (outputs.std(0) / math.sqrt(runs))
+    assert off.max() > 10
+
+
 @pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize("ridge", [0.0, 0.5])
 def test_largest_rate_is_where_the_second_moments_stop_shrinking(replacement, ridge):

@@ -68,8 +68,7 @@ class _Momentum(Descent):
         remaining = linear_steps(matrix, times)
         # The other way has the digits of slow modes, this one those of small remainders.
         slow = 1 - stiffness * self._filter(stiffness, times)
-        left = torch.where(remaining.abs() * times < 1, remaining, slow)
-        return torch.where(self._overflown(stiffness, times), self._sign(times) * OVERFLOW, left)
+        return torch.where(remaining.abs() * times < 1, remaining, slow)
 
     def _overflown(self, stiffness: Tensor, times: Tensor) -> Tensor:
         """Where a mode has grown beyond all bounds."""

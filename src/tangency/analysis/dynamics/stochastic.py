@@ -16,7 +16,7 @@ Diag keeping the blocks of an example with itself. It is exact, since E S M S ne
 of two examples meeting in a batch only; the step size need not be small, and the noise fades as the
 error does, unlike in the Ornstein-Uhlenbeck approximation with constant noise (Mandt, Hoffman &
 Blei 2017). Batches of one shuffled epoch are not independent (no example comes twice): they are
-outside this model, and usually less noisy.
+outside this model, with another mean and less noise.
 """
 
 from __future__ import annotations
