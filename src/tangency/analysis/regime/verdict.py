@@ -189,7 +189,7 @@ class Verdict:
             f"Verdict({self.regime}{sure}: kernel drift {evidence.kernel_drift:.3g}, "
             f"alignment {evidence.kernel_alignment:.3g}, "
             f"prediction error {evidence.prediction_error:.3g}, "
-            f"parameters moved {evidence.parameter_movement:.3g})"
+            f"moved {evidence.parameter_movement:.3g})"
         )
 
 
