@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tangency.analysis.dynamics import (
     Ensemble,
+    GaussianProcess,
     GradientDescent,
     GradientFlow,
     HeavyBall,
@@ -66,8 +69,8 @@ def test_mean_and_covariance_are_those_of_sgd_from_random_starts(kind, out, ridg
     starts = RandomStarts(5, 3, out, p=9)
     ntk, ntk_test, _ = starts.blocks(torch.eye(9, dtype=torch.float64))
     nngp, nngp_test, nngp_own = starts.blocks(starts.spread)
-    settings = {} if kind is GradientDescent else {"momentum": 0.8}
-    training = kind(ntk, starts.model.y, 0.15, ridge=ridge, **settings)
+    options = {} if kind is GradientDescent else {"momentum": 0.8}
+    training = kind(ntk, starts.model.y, 0.15, ridge=ridge, **options)
     found = Ensemble(training, nngp).predict([0, 1, 7, 40], ntk_test, nngp_test, nngp_own)
     for index, steps in enumerate((0, 1, 7, 40)):
         # theta_k = slope theta_0 + offset
@@ -130,6 +133,27 @@ def test_limits():
     values, vectors = torch.linalg.eigh(nngp)
     learned = vectors @ torch.diag((1 - torch.exp(-2 * 0.3 * values * 4 / 5)) / values) @ vectors.mT
     close(middle, nngp_own - nngp_test @ learned @ nngp_test.mT, 1e-11)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    time=st.sampled_from([0, 1, 5, 100, 10_000]),
+    ridge=st.sampled_from([0.0, 0.3]),
+    p=st.integers(5, 12),
+    seed=st.integers(0, 1000),
+)
+def test_no_ensemble_is_surer_than_the_posterior(kind, time, ridge, p, seed):
+    """Of all linear predictions from the initial outputs the posterior leaves the least error."""
+    starts = RandomStarts(5, 3, 1, p, seed)
+    ntk, ntk_test, _ = (b[..., 0, 0] for b in starts.blocks(torch.eye(p, dtype=torch.float64)))
+    nngp, nngp_test, nngp_own = (b[..., 0, 0] for b in starts.blocks(starts.spread))
+    training = kind(ntk, starts.model.y[:, 0], ridge=ridge)
+    training.learning_rate = 0.5 * training.max_learning_rate
+    found = Ensemble(training, nngp).predict(time, ntk_test, nngp_test, nngp_own).test
+    posterior = GaussianProcess(nngp, starts.model.y[:, 0]).predict(nngp_test, nngp_own)
+    excess = torch.linalg.eigvalsh(found.covariance - posterior.covariance)
+    assert float(excess.min()) > -1e-7 * float(nngp_own.diagonal().max())
 
 
 def test_singular_kernels_and_duplicates():

@@ -43,7 +43,7 @@ def exact(kind: type, step: float, momentum: float, k: int) -> tuple[mpmath.mpf,
 
 def one_mode(kind: type, step: float, momentum: float, k: int) -> tuple[float, float]:
     """The same two numbers as predicted; the test kernel is 1 and shows phi itself."""
-    training = kind(np.array([[step]]), np.ones(1), 1.0, momentum)
+    training = kind(np.array([[step]]), np.ones(1), 1.0, momentum=momentum)
     prediction = training.predict(k, np.array([[1.0]]))
     return float(prediction.mode_errors[0]), float(prediction.test[0])
 
@@ -51,10 +51,10 @@ def one_mode(kind: type, step: float, momentum: float, k: int) -> tuple[float, f
 @DISCRETE
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
-def test_matches_sgd_step_for_step(kind, momentum, ridge):
+def test_matches_sgd_step_for_step(kind, ridge, momentum):
     model = LinearModel.random(5, m=4, out=2, p=7)
-    rate = 0.5 * kind(model.kernel, model.y, 1.0, momentum, ridge).max_learning_rate
-    training = kind(model.kernel, model.y, rate, momentum, ridge)
+    rate = 0.5 * kind(model.kernel, model.y, 1.0, ridge, momentum=momentum).max_learning_rate
+    training = kind(model.kernel, model.y, rate, ridge, momentum=momentum)
     prediction = training.predict(torch.arange(61), model.kernel_test, **model.starts)
     for step, theta in enumerate(model.sgd(60, rate, ridge, **options(kind, momentum))):
         train, test = model.outputs(theta)
@@ -72,7 +72,7 @@ def test_matches_sgd_step_for_step(kind, momentum, ridge):
     k=st.integers(0, 80),
 )
 def test_one_mode_against_exact_arithmetic(kind, momentum, relative, k):
-    bound = kind(np.eye(1), np.ones(1), 1.0, momentum).max_learning_rate
+    bound = kind(np.eye(1), np.ones(1), 1.0, momentum=momentum).max_learning_rate
     step = relative * bound
     left, learned = exact(kind, step, momentum, k)
     found_left, found_learned = one_mode(kind, step, momentum, k)
@@ -118,15 +118,15 @@ def test_late_decay_is_right_in_relative_terms(kind):
 @DISCRETE
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("ridge", [0.0, 1.5])
-def test_stable_just_below_and_unstable_just_above_the_largest_rate(kind, momentum, ridge):
+def test_stable_just_below_and_unstable_just_above_the_largest_rate(kind, ridge, momentum):
     model = LinearModel.random(6, 2, 1, 20)
     largest = np.linalg.norm(model.J.reshape(6, 20).numpy(), 2) ** 2 + ridge
     factor = 2 * (1 + momentum) if kind is HeavyBall else 2 * (1 + momentum) / (1 + 2 * momentum)
-    bound = kind(model.kernel, model.y, 1.0, momentum, ridge).max_learning_rate
+    bound = kind(model.kernel, model.y, 1.0, ridge, momentum=momentum).max_learning_rate
     assert bound == pytest.approx(factor * 6 / largest)
     for relative, grows in ((0.9, False), (1.1, True)):
         visited = model.sgd(600, relative * bound, ridge, **options(kind, momentum))
-        training = kind(model.kernel, model.y, relative * bound, momentum, ridge)
+        training = kind(model.kernel, model.y, relative * bound, ridge, momentum=momentum)
         assert (float(visited[-1].norm()) > 1e3 * float(visited[5].norm())) == grows
         assert (float(training.contraction.max()) > 1) == grows
         if grows:
@@ -144,7 +144,7 @@ def test_stable_just_below_and_unstable_just_above_the_largest_rate(kind, moment
     relative=st.floats(0.001, 1.5),
 )
 def test_contraction_is_the_spectral_radius(kind, momentum, relative):
-    training = kind(np.eye(1), np.ones(1), 1.0, momentum)
+    training = kind(np.eye(1), np.ones(1), 1.0, momentum=momentum)
     x = relative * training.max_learning_rate
     b = momentum
     matrix = np.array([[1 - x, b], [-x, b]])
@@ -152,7 +152,7 @@ def test_contraction_is_the_spectral_radius(kind, momentum, relative):
         matrix = np.array([[1 - (1 + b) * x, b * b], [-x, b]])
     radius = np.abs(np.linalg.eigvals(matrix)).max()
     # At double roots, eigvals itself is right to the root of a rounding only.
-    assert float(kind(np.eye(1), np.ones(1), x, b).contraction[0]) == pytest.approx(
+    assert float(kind(np.eye(1), np.ones(1), x, momentum=b).contraction[0]) == pytest.approx(
         radius, abs=3e-8
     )
 
@@ -162,13 +162,13 @@ def test_divergence_and_null_modes_without_nan(kind):
     K = np.diag([4.0, 1.0, 0.0])
     for dtype in (np.float32, np.float64):
         for ridge in (0.0, 5.0):
-            training = kind(K.astype(dtype), np.ones(3), 100.0, 0.9, ridge)
+            training = kind(K.astype(dtype), np.ones(3), 100.0, ridge, momentum=0.9)
             steps = [10, 1001, 10**9, 10**15]
             prediction = training.predict(steps, np.ones((2, 3)))
             values = (prediction.train, prediction.test, prediction.mode_errors)
             assert not any(bool(v.isnan().any()) for v in (*values, training.loss(steps)))
             assert float(prediction.train[-1].abs().max()) > 1e100
-    still = kind(np.zeros((2, 2)), np.ones(2), 1.0, 0.5).predict([0, 5, math.inf])
+    still = kind(np.zeros((2, 2)), np.ones(2), 1.0, momentum=0.5).predict([0, 5, math.inf])
     assert float(still.train.abs().max()) == 0
     assert still.loss.tolist() == [0.5, 0.5, 0.5]
 
@@ -188,7 +188,7 @@ def test_no_momentum_is_gradient_descent():
     steps = torch.tensor([0, 1, 2, 30, 1000])
     plain = GradientDescent(model.kernel, model.y, 0.1, 0.3)
     for kind in (HeavyBall, Nesterov):
-        training = kind(model.kernel, model.y, 0.1, 0.0, 0.3)
+        training = kind(model.kernel, model.y, 0.1, 0.3, momentum=0.0)
         assert training.max_learning_rate == pytest.approx(plain.max_learning_rate)
         close(training.contraction, plain.contraction, 1e-14)
         close(
@@ -211,7 +211,7 @@ def test_momentum_flow_against_an_ode_solver(momentum, ridge):
         return np.concatenate([velocity, -(1 - momentum) * velocity - force])
 
     solved = solve_ivp(move, (0, 30), np.zeros(2 * p), "DOP853", times, rtol=1e-12, atol=1e-13)
-    flow = MomentumFlow(model.kernel, model.y, 0.2, momentum, ridge)
+    flow = MomentumFlow(model.kernel, model.y, 0.2, ridge, momentum=momentum)
     prediction = flow.predict(times, model.kernel_test, **model.starts)
     for index, theta in enumerate(solved.y[:p].T):
         train, test = model.outputs(torch.from_numpy(theta))
@@ -238,11 +238,11 @@ def test_small_steps_follow_the_momentum_flow():
     """Learning rate and (1 - momentum)^2 shrink together; both kinds come to the same limit."""
     model = LinearModel.random(4, 3, 2, 9)
     rate, damping, end = 0.5, 0.4, 24
-    flow = MomentumFlow(model.kernel, model.y, rate, 1 - damping).predict(end).train
+    flow = MomentumFlow(model.kernel, model.y, rate, momentum=1 - damping).predict(end).train
     for kind in (HeavyBall, Nesterov):
         gaps = []
         for parts in (500, 5000):
-            training = kind(model.kernel, model.y, rate / parts**2, 1 - damping / parts)
+            training = kind(model.kernel, model.y, rate / parts**2, momentum=1 - damping / parts)
             gaps.append(float((training.predict(end * parts).train - flow).abs().max()))
         assert gaps[1] == pytest.approx(gaps[0] / 10, rel=0.1)
 
@@ -277,7 +277,7 @@ def test_time_to_loss_where_the_loss_rises_again():
     for level in torch.linspace(0.3, 1.2, 60).tolist():
         assert descent.time_to_loss(level) == time_by_walking(descent, level, 200)
     # A slow swing, whose first pass through zero is late and short.
-    slow = HeavyBall(np.eye(1), np.ones(1), 1e-8, 0.99999)
+    slow = HeavyBall(np.eye(1), np.ones(1), 1e-8, momentum=0.99999)
     losses = slow.loss(range(20_000))
     first = float((losses <= 1e-5).nonzero()[0])
     assert 10_000 < first < 19_000
@@ -293,7 +293,7 @@ def test_time_to_loss_of_flows():
     assert flow.time_to_loss(0.01, f0_train=np.array([2.0, 0.0])) == flow.time_to_loss(0.01)
     assert GradientFlow(K, y, ridge=1.0).time_to_loss(0.001) == math.inf
     assert GradientFlow(np.zeros((2, 2)), y).time_to_loss(0.1) == math.inf
-    slow = MomentumFlow(K, y, 0.3, 0.5)
+    slow = MomentumFlow(K, y, 0.3, momentum=0.5)
     time = slow.time_to_loss(0.01)
     assert float(slow.loss(time)) == pytest.approx(0.01, rel=1e-9)
     earlier = torch.linspace(0, time * (1 - 1e-9), 5000, dtype=torch.float64)
@@ -308,7 +308,7 @@ def test_time_to_loss_of_flows():
 def test_bad_momentum_is_refused(kind):
     for momentum in (-0.1, 1.0, math.nan):
         with pytest.raises(InvalidInput, match="momentum"):
-            kind(np.eye(2), np.ones(2), 0.1, momentum)
+            kind(np.eye(2), np.ones(2), 0.1, momentum=momentum)
     if kind is not MomentumFlow:
         with pytest.raises(InvalidInput, match="whole steps"):
             kind(np.eye(2), np.ones(2), 0.1).predict(0.5)

@@ -4,7 +4,7 @@ The parameters stay at theta - theta_0 = J^T alpha, where, for a loss L of the o
 
     d alpha / dt = -learning_rate [grad L(f_0 + K alpha) + ridge / n alpha],   alpha(0) = 0
 
-(Jacot, Gabriel & Hongler 2018, section 4; Lee et al. 2019, eqs. 4 and 5). Knowing alpha, one knows
+(Jacot, Gabriel & Hongler 2018, section 4; Lee et al. 2019, section 2.2). Knowing alpha, one knows
 the outputs everywhere: f_0 + K_test_train alpha.
 """
 

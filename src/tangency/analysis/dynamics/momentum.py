@@ -35,8 +35,9 @@ class _Momentum(Descent):
         K_train: Kernel,
         y_train: ArrayLike,
         learning_rate: float = 1.0,
-        momentum: float = 0.9,
         ridge: float = 0.0,
+        *,
+        momentum: float = 0.9,
     ) -> None:
         self.momentum = _checked(momentum)
         super().__init__(K_train, y_train, learning_rate, ridge)
@@ -96,8 +97,8 @@ class HeavyBall(_Momentum):
         y_train: (n,) or (n, out), real.
         learning_rate: positive. For a small one, momentum b trains as fast as gradient descent
             with learning_rate / (1 - b).
-        momentum: in [0, 1).
         ridge: weight decay towards the initial parameters, in units of kernel eigenvalues.
+        momentum: in [0, 1).
 
     Raises:
         InvalidInput: as `LinearizedTraining`, or a momentum outside [0, 1).
@@ -136,8 +137,8 @@ class Nesterov(_Momentum):
         K_train: (n, n), acting on every output alike, or (n, n, out, out); tensor or array.
         y_train: (n,) or (n, out), real.
         learning_rate: positive.
-        momentum: in [0, 1).
         ridge: weight decay towards the initial parameters, in units of kernel eigenvalues.
+        momentum: in [0, 1).
 
     Raises:
         InvalidInput: as `LinearizedTraining`, or a momentum outside [0, 1).
@@ -181,8 +182,9 @@ class MomentumFlow(LinearizedTraining):
         K_train: Kernel,
         y_train: ArrayLike,
         learning_rate: float = 1.0,
-        momentum: float = 0.9,
         ridge: float = 0.0,
+        *,
+        momentum: float = 0.9,
     ) -> None:
         self.momentum = _checked(momentum)
         super().__init__(K_train, y_train, learning_rate, ridge)

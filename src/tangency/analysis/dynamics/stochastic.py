@@ -97,7 +97,7 @@ class StochasticGradientDescent:
         """Learning rate above which the noise grows without bound (mean-square stability).
 
         The covariance maps by C <- C - eta L(C) + eta^2 Q(C), linearly, and is stable while
-        eta < 1 / spectral radius of L^-1 Q (Mulayoff & Michaeli 2024, theorem 3.1, of which this is
+        eta < 1 / spectral radius of L^-1 Q (Mulayoff & Michaeli 2024, of whose threshold this is
         the case of the linearised network). At most that of `GradientDescent`, which it is for the
         whole set as batch. Power iteration, to six digits. Infinite for a kernel of zeros.
         """

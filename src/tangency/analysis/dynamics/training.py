@@ -258,15 +258,12 @@ class LinearizedTraining(ABC):
         ridge = f", ridge={self.ridge:g}" if self.ridge else ""
         return (
             f"{type(self).__name__}({self._kernel.examples} examples, {self._layout.out} outputs, "
-            f"learning_rate={self.learning_rate:g}{self._settings()}{ridge}; "
-            f"stable {self._stability()})"
+            f"learning_rate={self.learning_rate:g}{self._settings()}{ridge}; stable descent below "
+            f"{self.max_learning_rate:.4g})"
         )
 
     def _settings(self) -> str:
         return ""
-
-    def _stability(self) -> str:
-        return f"descent below {self.max_learning_rate:.4g}"
 
     def _steps_per_mode(self) -> Tensor:
         return self.learning_rate / self._kernel.examples * self._stiffness
