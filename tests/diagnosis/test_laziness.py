@@ -38,6 +38,10 @@ def test_outputs_and_kernel():
     torch.testing.assert_close(uncentred(X), 5 * net(X))
     assert uncentred.start is None
     assert "alpha=5" in repr(model)
+    limit = tg.InfiniteKernel(network(6, out=2), X).ntk(X)
+    torch.testing.assert_close(
+        tg.InfiniteKernel(tg.scaled(network(6, out=2), 5.0), X).ntk(X), 25 * limit
+    )
 
 
 def test_training_is_that_of_the_loss_over_alpha_squared():

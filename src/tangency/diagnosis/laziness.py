@@ -45,7 +45,9 @@ def mean_field(model: nn.Module, width: int, *, centered: bool = True) -> Scaled
 class ScaledModel(nn.Module):
     """alpha (F(x; theta) - F(x; theta_0)) for F = `model`, which is trained in place.
 
-    Its NTK is alpha^2 times that of `model`. Gradient descent on the loss over alpha^2 with
+    Its NTK is alpha^2 times that of `model`, at finite and infinite width. (Its NNGP kernel at
+    infinite width is not: the start counts there as another, independent network, while centred
+    outputs begin at zero.) Gradient descent on the loss over alpha^2 with
     learning rate eta is descent on the loss itself with learning rate eta / alpha^2: pass
     `learning_rate(eta)` to the optimizer. Then outputs move by as much per step whatever alpha is,
     and parameters by 1 / alpha of that, so that the network stays near its linearisation for large
