@@ -6,7 +6,7 @@ f_0, by the NTK Theta. With A(t) = Theta_* phi(Theta, t), phi of `LinearizedTrai
     mean         mu_*(t) = A(t) y
     covariance   S_**(t) = K_** + A(t) K A(t)^T - A(t) K_{train *} - K_{* train} A(t)^T
 
-(Lee et al. 2019, section 2.3, eqs. 13-16; there for gradient flow). On the training set
+(Lee et al. 2019, section 2.3; there for gradient flow). On the training set
 A = Theta phi. Training the last layer only is the case Theta = K.
 """
 
