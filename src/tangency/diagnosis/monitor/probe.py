@@ -59,7 +59,7 @@ class Probe:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         index = order[:size].sort().values if n > size else torch.arange(n)
         taken = differentiable_copy(examples.take(x, index.to(examples.tensors(x)[0].device)))
-        kept = y.detach()[index.to(y.device)].clone()
+        kept = y.detach()[index.to(y.device)].clone().to(examples.tensors(x)[0].device)
         return cls(taken, kept, index, squared_loss if loss is None else loss, loss is None)
 
     def columns(self, out: int) -> Tensor | None:
