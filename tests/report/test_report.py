@@ -30,6 +30,7 @@ FIGURES = {
     "outputs",
     "learning_curve",
     "leave_one_out",
+    "trainability",
 }
 FLAGS = (
     "--headless",

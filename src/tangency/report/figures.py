@@ -23,6 +23,7 @@ from tangency.report.style import (
     points,
     small,
 )
+from tangency.report.trainability import trainability_figure
 from tangency.study import Study
 
 __all__ = ["all_figures"]
@@ -46,6 +47,8 @@ def all_figures(study: Study) -> dict[str, Figure]:
     }
     if study.generalization is not None:
         found |= generalization_figures(study.generalization)
+    if study.trainability is not None:
+        found["trainability"] = trainability_figure(study.trainability)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

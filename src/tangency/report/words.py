@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tangency.report.generalization import generalization_text, held_out_text
+from tangency.report.trainability import trainability_text
 from tangency.study import Score, Study
 
 __all__ = ["everything", "headline", "number"]
@@ -49,6 +50,7 @@ def everything(study: Study) -> dict[str, Any]:
         "outputs_text": _OUTPUTS,
         "scores_text": _scores(study),
         "generalization_text": _generalization(study),
+        "trainability_text": _trainability(study),
         "held_out_text": "" if found is None else held_out_text(found),
         "measures": _measures(study),
         "unit": "accuracy" if study.data.classes else "R²",
@@ -245,6 +247,13 @@ def _generalization(study: Study) -> str:
         return generalization_text(study.generalization)
     reason = (study.generalization_reason or "").rstrip(".")
     return f"How kernel regression generalises was not worked out: {reason}."
+
+
+def _trainability(study: Study) -> str:
+    if study.trainability is not None:
+        return trainability_text(study.trainability)
+    reason = (study.trainability_reason or "").rstrip(".")
+    return f"Whether the network can be trained was not worked out: {reason}."
 
 
 def _measures(study: Study) -> list[Measure]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tangency.analysis import Spectrum
 from tangency.datasets import Dataset
-from tangency.diagnosis import TrainingCheck
+from tangency.diagnosis import Trainability, TrainingCheck
 from tangency.study.convergence import Convergence
 from tangency.study.generalization import Generalization
 
@@ -73,6 +73,8 @@ class Study:
         generalization: learning curve and leave-one-out of kernel regression; None where the
             kernel does not allow it.
         generalization_reason: why not.
+        trainability: of the network before training; None where it could not be worked out.
+        trainability_reason: why not.
         scores: on the test examples, the trained network first.
         chance: what a predictor that ignores the inputs reaches.
         seed: of the split, the network and everything drawn.
@@ -92,6 +94,8 @@ class Study:
     convergence_reason: str | None
     generalization: Generalization | None
     generalization_reason: str | None
+    trainability: Trainability | None
+    trainability_reason: str | None
     scores: tuple[Score, ...]
     chance: float
     seed: int
@@ -106,6 +110,7 @@ class Study:
             self.spectrum_infinite,
             self.convergence,
             self.generalization,
+            self.trainability,
         )
         nested = {id(part) for part in parts if part is not None}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -121,5 +126,7 @@ class Study:
             f"in {int(self.check.steps[-1])} steps "
             f"(predicted {float(self.check.loss_empirical[-1]):.4g})",
         ]
+        if self.trainability is not None:
+            lines.append(f"  trainability   {self.trainability.verdict}")
         lines += [f"  test {unit}  {s.value:.3f}  {s.name}" for s in self.scores]
         return "\n".join(lines)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangency.analysis import GradientFlow, spectrum
 from tangency.datasets import Dataset
-from tangency.diagnosis import TrainingCheck, training_check
+from tangency.diagnosis import Trainability, TrainingCheck, trainability, training_check
 from tangency.errors import TangencyError, UnsupportedOperation
 from tangency.program import capture
 from tangency.study.convergence import WIDTHS, Convergence, converge
@@ -50,6 +50,8 @@ def study(
     on_stage("reading the network")
     model = family.network_for(data.x_train, data.out, seed)
     program, program_reason = _program(family, seed, data)
+    on_stage("trainability")
+    trainable, trainable_reason = _trainability(model, data)
     on_stage("kernels, prediction and training")
     check = training_check(
         model,
@@ -84,6 +86,8 @@ def study(
         convergence_reason=convergence_reason,
         generalization=generalization,
         generalization_reason=generalization_reason,
+        trainability=trainable,
+        trainability_reason=trainable_reason,
         scores=scores,
         chance=_chance(data),
         seed=seed,
@@ -95,6 +99,13 @@ def _program(family: Family, seed: int, data: Dataset) -> tuple[str | None, str 
     try:
         return str(capture(family.network(seed), data.x_train[:2])), None
     except UnsupportedOperation as error:
+        return None, str(error)
+
+
+def _trainability(model: nn.Module, data: Dataset) -> tuple[Trainability | None, str | None]:
+    try:
+        return trainability(model, data.x_train, data.y_train), None
+    except TangencyError as error:
         return None, str(error)
 
 
