@@ -163,6 +163,30 @@ def test_solutions_are_resumed():
         LossFlow(np.eye(2), np.ones(2), "huber").load_state(state)
 
 
+def test_time_to_loss():
+    model = LinearModel.random(5, 3, 2, 20)
+    closed = GradientFlow(model.kernel, model.y, 0.4)
+    expected = closed.time_to_loss(0.05, model.f0)
+    fresh = LossFlow(model.kernel, model.y, "squared", 0.4, **TIGHT)
+    assert fresh.time_to_loss(0.05, model.f0) == pytest.approx(expected, rel=1e-8)
+    # Between times that are known, and beyond them.
+    for known in ([expected / 2, 2 * expected], [expected / 2], [2 * expected]):
+        flow = LossFlow(model.kernel, model.y, "squared", 0.4, **TIGHT)
+        flow.predict(known, f0_train=model.f0)
+        assert flow.time_to_loss(0.05, model.f0) == pytest.approx(expected, rel=1e-8)
+        assert float(flow.loss(expected, model.f0)) == pytest.approx(0.05, rel=1e-7)
+    assert flow.time_to_loss(1e9, model.f0) == 0
+    assert flow.time_to_loss(0.0, model.f0, until=3.0) == math.inf
+    assert flow.time_to_loss(0.0, model.f0, until=1.0) == math.inf
+    ridge = LossFlow(model.kernel, model.y, "squared", 0.4, ridge=5.0)
+    floor = float(GradientFlow(model.kernel, model.y, 0.4, 5.0).loss(math.inf))
+    assert ridge.time_to_loss(0.9 * floor, until=1000.0) == math.inf
+    assert math.isfinite(ridge.time_to_loss(1.1 * floor, until=1000.0))
+    for arguments in ((math.nan,), (0.1, None)):
+        with pytest.raises(InvalidInput, match="until"):
+            flow.time_to_loss(*arguments, until=1.0 if len(arguments) == 1 else -1.0)
+
+
 def test_zero_and_single_precision_kernels():
     still = LossFlow(np.zeros((3, 3)), np.ones(3), "huber").predict([1.0, 5.0])
     assert float(still.train.abs().max()) == 0

@@ -10,7 +10,7 @@ the outputs everywhere: f_0 + K_test_train alpha.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from tangency.analysis.dynamics.arguments import check_rate, check_ridge
 from tangency.analysis.dynamics.losses import LossFunction, LossName, objective
 from tangency.analysis.dynamics.outputs import Layout
+from tangency.analysis.dynamics.path import Path
 from tangency.analysis.dynamics.prediction import Prediction
 from tangency.analysis.dynamics.times import Moments, Times, moments
 from tangency.analysis.matrix import ArrayLike, Kernel, Lazy, kernel_matrix
@@ -93,7 +94,7 @@ class LossFlow:
         self._layout = Layout(self._kernel, self._objective.out, self._objective.is_vector)
         # The solver moves scale * alpha, which is of the size of the outputs.
         self._scale = float(self._kernel.matrix.diagonal().mean()) or 1.0
-        self._path = _Path(torch.empty(0))
+        self._path = Path(torch.empty(0))
         self.evaluations = 0
         """Gradients of the loss taken so far."""
 
@@ -119,9 +120,9 @@ class LossFlow:
         """
         when = self._times(times)
         test_set = self._layout.test_set(K_test_train, f0_test, f0_train is not None)
-        start = self._layout.start(f0_train)
+        start = self._begun(f0_train)
         alpha = self._solved(start, when)
-        train = start + self._kernel.unflatten(self._kernel.matrix @ alpha)
+        train = self._train(start, alpha)
         test = None
         if test_set is not None:
             moved = test_set.start + self._kernel.unflatten(test_set.cross @ alpha)
@@ -139,6 +140,36 @@ class LossFlow:
         loss = self.predict(times, f0_train=f0_train).loss
         assert loss is not None
         return loss
+
+    def time_to_loss(
+        self, loss: float, f0_train: ArrayLike | None = None, *, until: float = 1e4
+    ) -> float:
+        """The first time at which the training loss is at most `loss`; infinite if not by `until`.
+
+        Found on the solver's way, to its tolerance. The loss, without the ridge term, is looked at
+        once in every step of the solver.
+
+        Raises:
+            InvalidInput: a loss that is NaN, a time `until` that is not positive, or as `predict`.
+        """
+        if not (math.isfinite(until) and until > 0) or math.isnan(loss):
+            raise InvalidInput(f"loss={loss} must be a number, and until={until} positive.")
+        start = self._begun(f0_train)
+        known = [self._loss_at(start, state) for state in self._path.states]
+        first = next((i for i, value in enumerate(known) if value <= loss), len(known))
+        if first == 0:
+            return 0.0
+        reached = first < len(known)
+        end = self._path.times[first] if reached else max(until, self._path.times[-1])
+        if end == self._path.times[first - 1]:
+            return math.inf
+        solution = self._integrate(start, first - 1, end, level=loss)
+        if len(solution.t_events[0]):
+            time = float(solution.t_events[0][0])
+            self._path.add(time, self._state(solution.y_events[0][0]))
+            return time
+        # Rounding: known to be below at the end, but never seen to cross.
+        return end if reached else math.inf
 
     def figure(self, times: Times, f0_train: ArrayLike | None = None) -> Figure:
         """The loss over time and the course of some outputs.
@@ -175,7 +206,7 @@ class LossFlow:
         start, alpha = state["f0_train"], state["alpha"]
         if tuple(start.shape) != (self._kernel.examples, self._layout.out):
             raise InvalidInput(f"the state has outputs {tuple(start.shape)}: of another problem.")
-        self._path = _Path(start.double())
+        self._path = Path(start.double())
         self._path.add(0.0, torch.zeros_like(alpha, dtype=torch.float64))
         self._path.add(float(state["time"]), alpha.double() * self._scale)
 
@@ -211,78 +242,77 @@ class LossFlow:
             )
         return when
 
-    def _solved(self, start: Tensor, when: Moments) -> Tensor:
-        """alpha at every time, (T, N, columns)."""
+    def _begun(self, f0_train: ArrayLike | None) -> Tensor:
+        """The start, (n, out), of which the path then is."""
+        start = self._layout.start(f0_train)
         if not self._path.of(start):
             self._objective.check(start)
-            self._path = _Path(start)
+            self._path = Path(start)
             self._path.add(0.0, torch.zeros_like(self._kernel.flatten(start)))
-        for group in self._path.missing(when.values.tolist()):
-            self._extend(start, group)
-        states = [self._path.at(time) for time in when.values.tolist()]
+        return start
+
+    def _solved(self, start: Tensor, when: Moments) -> Tensor:
+        """alpha at every time, (T, N, columns)."""
+        for times in self._path.missing(when.values.tolist()):
+            begin = self._path.index(times[0])
+            solution = self._integrate(start, begin, times[-1], times=times)
+            for time, flat in zip(times, solution.y.T, strict=True):
+                self._path.add(time, self._state(flat))
+        states = [self._path.states[self._path.index(time)] for time in when.values.tolist()]
         return torch.stack(states) / self._scale
 
-    def _extend(self, start: Tensor, times: list[float]) -> None:
-        """Integrate from the last known state before `times`, ascending, through all of them."""
-        begin, state = self._path.before(times[0])
-        device, shape = start.device, state.shape
+    def _integrate(
+        self,
+        start: Tensor,
+        begin: int,
+        end: float,
+        *,
+        times: list[float] | None = None,
+        level: float | None = None,
+    ) -> Any:
+        """SciPy's solution from a known state to `end`, or to where the loss falls to `level`."""
 
         def velocity(_: float, flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            moved = torch.from_numpy(flat).to(device).reshape(shape) / self._scale
-            return self._velocity(start, moved).reshape(-1).cpu().numpy()
+            return self._velocity(start, self._state(flat) / self._scale)
 
+        def above(_: float, flat: npt.NDArray[np.float64]) -> float:
+            assert level is not None
+            return self._loss_at(start, self._state(flat)) - level
+
+        above.terminal = True  # type: ignore[attr-defined]
         solution = solve_ivp(
             velocity,
-            (begin, times[-1]),
-            state.reshape(-1).cpu().numpy(),
+            (self._path.times[begin], end),
+            self._path.states[begin].reshape(-1).cpu().numpy(),
             method=self.method,
             t_eval=times,
+            events=None if level is None else above,
             rtol=self.rtol,
             atol=self.atol,
         )
         if not solution.success or not np.isfinite(solution.y).all():
             raise InvalidInput(
-                f"the solver gave up after time {begin:g}: {solution.message} Is the loss smooth "
-                "and bounded from below?"
+                f"the solver gave up after time {self._path.times[begin]:g}: {solution.message} Is "
+                "the loss smooth and bounded from below?"
             )
-        for time, flat in zip(times, solution.y.T, strict=True):
-            self._path.add(time, torch.from_numpy(flat.copy()).to(device).reshape(shape))
+        return solution
 
-    def _velocity(self, start: Tensor, alpha: Tensor) -> Tensor:
+    def _velocity(self, start: Tensor, alpha: Tensor) -> npt.NDArray[np.float64]:
         self.evaluations += 1
-        outputs = start + self._kernel.unflatten(self._kernel.matrix @ alpha)
-        gradient = self._kernel.flatten(self._objective.gradient(outputs))
+        gradient = self._kernel.flatten(self._objective.gradient(self._train(start, alpha)))
         decay = self.ridge / self._kernel.examples * alpha
-        return -self.learning_rate * self._scale * (gradient + decay)
+        velocity = -self.learning_rate * self._scale * (gradient + decay)
+        found: npt.NDArray[np.float64] = velocity.reshape(-1).cpu().numpy()
+        return found
 
+    def _train(self, start: Tensor, alpha: Tensor) -> Tensor:
+        """Outputs on the training set, (..., n, out)."""
+        return start + self._kernel.unflatten(self._kernel.matrix @ alpha)
 
-class _Path:
-    """The solution from one start: states at ascending times."""
+    def _loss_at(self, start: Tensor, state: Tensor) -> float:
+        return float(self._objective.value(self._train(start, state / self._scale)))
 
-    def __init__(self, start: Tensor) -> None:
-        self.start = start
-        self.times: list[float] = []
-        self.states: list[Tensor] = []
-
-    def of(self, start: Tensor) -> bool:
-        return bool(self.times) and torch.equal(self.start, start)
-
-    def add(self, time: float, state: Tensor) -> None:
-        index = bisect_right(self.times, time)
-        self.times.insert(index, time)
-        self.states.insert(index, state)
-
-    def before(self, time: float) -> tuple[float, Tensor]:
-        """The last known time up to `time`, and its state."""
-        index = bisect_right(self.times, time) - 1
-        return self.times[index], self.states[index]
-
-    def at(self, time: float) -> Tensor:
-        return self.before(time)[1]
-
-    def missing(self, times: list[float]) -> list[list[float]]:
-        """Unknown times, ascending, in groups that lie between the same two known ones."""
-        groups: dict[int, list[float]] = {}
-        for time in sorted(set(times) - set(self.times)):
-            groups.setdefault(bisect_right(self.times, time), []).append(time)
-        return list(groups.values())
+    def _state(self, flat: npt.NDArray[np.float64]) -> Tensor:
+        """A solver's vector as scale * alpha, (N, columns)."""
+        like = self._path.states[0]
+        return torch.from_numpy(flat.copy()).to(like.device).reshape(like.shape)
