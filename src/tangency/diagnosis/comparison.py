@@ -35,6 +35,9 @@ __all__ = ["Architecture", "Comparison", "compare"]
 
 Which: TypeAlias = Literal["auto", "infinite", "empirical"]
 
+DASHES: tuple[drawing.Dash, ...] = ("solid", "dash", "dot")
+"""Of lines, by how often the palette has been used up."""
+
 CURVE_POINTS = 12
 """Numbers of examples on a predicted learning curve, even in the logarithm from n/16 to n."""
 
@@ -166,10 +169,12 @@ class Comparison:
             ranks = torch.arange(1, len(values) + 1)
             shown = values > row.spectrum.tolerance
             relative = values / values.mean()
-            name = row.name
-            drawing.line(figure, ranks[shown], relative[shown], name, colour, row=1, col=1)
+            name, dash = row.name, DASHES[k // len(drawing.PALETTE) % len(DASHES)]
+            place: dict[str, Any] = {"row": 1, "col": 1, "dash": dash}
+            drawing.line(figure, ranks[shown], relative[shown], name, colour, **place)
             x, y = row.curve.sizes, row.curve.test_error
-            drawing.line(figure, x, y, name, colour, row=1, col=2, legend=False)
+            place |= {"col": 2, "legend": False}
+            drawing.line(figure, x, y, name, colour, **place)
             for col, number in ((1, row.alignment), (2, float(row.held_out.error))):
                 figure.add_bar(
                     x=[name],
@@ -182,8 +187,9 @@ class Comparison:
                     col=col,
                 )
         for col, title in ((1, "rank"), (2, "training examples")):
-            figure.update_xaxes(type="log", title_text=title, row=1, col=col)
-            figure.update_yaxes(type="log", exponentformat="power", row=1, col=col)
+            figure.update_xaxes(type="log", dtick=1, title_text=title, row=1, col=col)
+            figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1, col=col)
+            figure.update_xaxes(type="category", row=2, col=col)
         drawing.horizontal(figure, self.constant, "constant", row=2, col=2)
         return figure
 
