@@ -9,7 +9,7 @@ from tangency.analysis.regime import catapults, edge_of_stability, stability_lim
 from tangency.errors import InvalidInput
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rate=st.floats(0.01, 1.0),
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
@@ -22,13 +22,13 @@ def test_the_limit_is_where_sgd_on_a_parabola_diverges(rate, momentum, nesterov)
     for curvature in (0.97 * limit, 1.03 * limit):
         x = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.SGD([x], lr=rate, momentum=momentum, nesterov=nesterov)
-        for _ in range(600):
+        for _ in range(400):
             optimizer.zero_grad()
             (curvature * x.square() / 2).sum().backward()
             optimizer.step()
         ends.append(abs(float(x.detach())))
-    assert ends[0] < 1e-2
-    assert ends[1] > 1e2
+    assert ends[0] < 0.1
+    assert ends[1] > 10
 
 
 def test_bad_limits():
