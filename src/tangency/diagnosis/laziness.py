@@ -18,7 +18,7 @@ def scaled(model: nn.Module, alpha: float, *, centered: bool = True) -> ScaledMo
     """`model` with its outputs scaled, alpha (F(x; theta) - F(x; theta_0)).
 
     Trained on the loss over alpha^2, it is lazy for large alpha and learns features for small alpha
-    (Chizat, Oyallon & Bach 2019, section 1.1). See `ScaledModel`.
+    (Chizat, Oyallon & Bach 2019). See `ScaledModel`.
     """
     return ScaledModel(model, alpha, centered=centered)
 
@@ -29,10 +29,10 @@ def mean_field(model: nn.Module, width: int, *, centered: bool = True) -> Scaled
     The outputs are multiplied by 1/sqrt(width), so that the last layer is a mean over units in the
     place of a sum over sqrt(width), and the learning rate by width: `scaled` with
     alpha = 1/sqrt(width). For a network with weights sqrt(w2 / fan_in) * N(0, 1) at every layer,
-    this is the maximal update parametrisation at any depth (Yang & Hu 2021, table 1, shifted by the
-    symmetry of their section 3), in which the kernel moves by as much at every width. For weights
-    drawn with variance w2 / fan_in (PyTorch's way), the learning rates of the layers would need
-    to differ too, and this is it for the last layer only.
+    this is the maximal update parametrisation at any depth (Yang & Hu 2021, table 1, up to the
+    symmetry of abc-parametrisations), in which the kernel moves by as much at every width. For
+    weights drawn with variance w2 / fan_in (PyTorch's way) the learning rates of the layers would
+    need to differ too, and it is not.
 
     Raises:
         InvalidInput: as `ScaledModel`, or a width that is no positive integer.

@@ -156,7 +156,10 @@ class Cubed(nn.Module):
 def test_sharpness_without_forward_mode():
     """Reverse mode twice, against finite differences; tiny networks leave Lanczos no room."""
     model, y = Cubed(), target(X)
-    course = Monitor(model, X, y, curvature=True).course
+    assert Monitor(network(3), X, y, curvature=True)._observer._sharpness._forward_mode
+    monitor = Monitor(model, X, y, curvature=True)
+    assert not monitor._observer._sharpness._forward_mode
+    course = monitor.course
     parameters = list(model.parameters())
     start, size = flat(model), sum(p.numel() for p in parameters)
 

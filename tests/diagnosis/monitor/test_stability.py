@@ -50,7 +50,7 @@ def lambda_0(model):
     ("multiple", "phase"), [(1.0, "lazy"), (3.0, "catapult"), (5.0, "divergence")]
 )
 def test_three_phases_of_the_learning_rate(multiple, phase):
-    """Below 2 / lambda_0, up to 4 / lambda_0, and above (Lewkowycz et al. 2020, section 2)."""
+    """Below 2 / lambda_0, up to 4 / lambda_0, and above (Lewkowycz et al. 2020)."""
     model = TwoLayers(512, 6)
     rate = multiple / lambda_0(model)
     course = descend(model, X, Y, rate, 60, per_decade=20)

@@ -48,7 +48,7 @@ def alignment(K0: Kernel, K1: Kernel) -> float:
 
 
 def kernel_distance(K0: Kernel, K1: Kernel) -> float:
-    """1 - cosine of the angle between two kernel matrices (Fort et al. 2020, section 3).
+    """1 - cosine of the angle between two kernel matrices (Fort et al. 2020).
 
     0 for kernels that differ by a scale only, at most 1 between positive semi-definite ones. Small
     angles keep their digits: it is half of the squared distance between K0 / |K0| and K1 / |K1|.
@@ -77,7 +77,7 @@ def kernel_velocity(
     """Change of a kernel per unit of time, between two moments that are `duration` apart.
 
     |K1 - K0|_F / (duration |K0|_F), or, with `direction_only`, `kernel_distance` over `duration`:
-    the kernel velocity of Fort et al. (2020, section 3), which does not see a change of scale.
+    the kernel velocity of Fort et al. (2020), which does not see a change of scale.
     The former is linear in short steps; the latter, a squared angle, falls with the step.
 
     Args:
