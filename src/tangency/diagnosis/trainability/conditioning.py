@@ -83,8 +83,8 @@ class NtkDepth:
 
     def __repr__(self) -> str:
         lines = [
-            f"NtkDepth({self.phase}: condition number of {self.examples} examples goes to "
-            f"{self.limit:.4g})",
+            f"NtkDepth({self.phase}: condition number of {self.examples} examples of equal lengths "
+            f"goes to {self.limit:.4g})",
             f"  {'blocks':>8}{'condition':>12}{'T_aa':>12}{'T_ab/T_aa':>12}{'cosine':>12}",
         ]
         for k in torch.linspace(0, len(self.depths) - 1, 7).round().long().unique().tolist():

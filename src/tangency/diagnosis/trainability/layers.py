@@ -150,7 +150,13 @@ class LayerSignals:
             values = (s.second_moment, s.correlation, s.backward, s.gradient, s.saturated, s.dead)
             shown = "".join(f"{'' if math.isnan(v) else format(v, '.3g'):>11}" for v in values)
             lines.append(f"  {s.name:<{wide}}  {s.kind[:12]:<12}{shown}")
-        return "\n".join([*lines, *(f"  ! {problem}" for problem in self.problems)])
+        found: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.kind, []).append(problem)
+        for kind, several in found.items():
+            more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
+            lines.append(f"  ! {kind}: {several[0]}{more}")
+        return "\n".join(lines)
 
     def figure(self) -> Figure:
         """Signal, gradients and flat units from the first layer to the last."""

@@ -99,7 +99,7 @@ def _state(
         if alike:
             return (
                 "ordered",
-                f"{times}, and inputs become alike (1 - c falls {separation:.2g}-fold)",
+                f"{times}, and inputs become alike (1 - c falls to {separation:.2g} of it)",
             )
         return "vanishing gradients", times
     if gradient > limits.scales:
@@ -110,12 +110,12 @@ def _state(
             )
         return "exploding gradients", times
     if not signal < limits.signal:
-        return "signal explodes", f"squared lengths change {signal:.2g}-fold through {depth} blocks"
+        return "signal explodes", f"squared lengths grow {signal:.2g}-fold through {depth} blocks"
     if alike:
         return "ordered", (
-            f"inputs become alike: 1 - c falls {separation:.2g}-fold through {depth} blocks"
+            f"inputs become alike: 1 - c falls to {separation:.2g} of it through {depth} blocks"
         )
-    return "trainable", f"{times}, and inputs stay apart (1 - c changes {separation:.2g}-fold)"
+    return "trainable", f"{times}, and inputs stay apart (1 - c goes to {separation:.2g} of it)"
 
 
 def judge_layers(signals: LayerSignals) -> Judgement:
