@@ -145,6 +145,8 @@ def test_refusals():
     x = torch.randn(8, 5)
     with pytest.raises(InvalidInput, match="targets has shape"):
         layer_signals(deep(nn.ReLU, 2), x, torch.ones(8, 3))
+    with pytest.raises(InvalidInput, match="does not run on example"):
+        layer_signals(deep(nn.ReLU, 2), x.long())
     with pytest.raises(InvalidInput, match="no parameters"):
         layer_signals(nn.ReLU(), x)
     with pytest.raises(InvalidInput, match="NaN"):

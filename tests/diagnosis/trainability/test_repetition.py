@@ -114,6 +114,8 @@ def test_refusals():
         find_block(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 1)), x)
     with pytest.raises(InvalidInput, match="same shape"):
         as_block(nn.Linear(5, 6), x, 1)
+    with pytest.raises(InvalidInput, match="no weights"):
+        as_block(nn.Tanh(), x, 1)
     with pytest.raises(InvalidInput, match="depth is 0"):
         as_block(nn.Linear(5, 5), x, 0)
     with pytest.raises(InvalidInput, match="one tensor"):

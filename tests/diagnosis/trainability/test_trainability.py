@@ -112,6 +112,40 @@ def test_given_blocks_and_refusals():
         trainability(deep(nn.ReLU, 2), torch.randn(4, 5), init="he")
 
 
+def test_modes_and_several_inputs():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 16), nn.Linear(3, 16)
+            self.hidden = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x, y):
+            h = self.left(x) + self.right(y)
+            for layer in self.hidden:
+                h = layer(torch.relu(h))
+            return h
+
+    model, x, y = Two(), torch.randn(6, 5), torch.randn(6, 3)
+    found = [
+        trainability(model, data, init=Init.he(), standard=False)
+        for data in ((x, y), {"y": y, "x": x})
+    ]
+    with torch.inference_mode():
+        found.append(trainability(model, (x + 0, y + 0), init=Init.he(), standard=False))
+    lengths = torch.stack([result.own.through.lengths for result in found])
+    torch.testing.assert_close(lengths, lengths[:1].expand(3, -1))
+    # Both branches have variance 2 |x|^2 / d, and He's initialisation keeps it.
+    expected = (2 * x.square().mean(dim=1) + 2 * y.square().mean(dim=1)).mean()
+    torch.testing.assert_close(lengths[0], expected.double().expand(4), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(4, 5), torch.ones(4, 5), torch.ones(1, 5)])
+def test_examples_that_say_little(x):
+    found = trainability(deep(nn.ReLU, 4), x, init=Init.he(), standard=False)
+    assert found.verdict == "trainable"
+    assert not math.isnan(found.judgement.gradient)
+
+
 def digits(n=100):
     x, y = load_digits(return_X_y=True)
     x = torch.tensor(x[:n] / 16, dtype=torch.float32)

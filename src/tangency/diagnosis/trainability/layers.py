@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tangency import drawing, examples
 from tangency.diagnosis.trainability.recording import Call, Recorder
 from tangency.empirical.function import detached, differentiable_copy, outputs, undisturbed
-from tangency.errors import InvalidInput
+from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
 
 if TYPE_CHECKING:
@@ -223,8 +223,7 @@ def layer_signals(
         if not values:
             raise InvalidInput(f"{type(model).__name__} has no parameters.")
         recorder = Recorder()
-        with recorder.watching(model):
-            out = outputs(model, x, values)
+        out = _run(model, x, values, recorder)
         cotangents = _cotangents(out, targets, draws)
         return LayerSignals(
             layers=tuple(_signals(recorder.calls, out, values, cotangents)),
@@ -232,6 +231,18 @@ def layer_signals(
             count=examples.count(x),
             loss="random cotangents" if targets is None else "the squared loss",
         )
+
+
+def _run(model: nn.Module, x: Examples, values: dict[str, Tensor], recorder: Recorder) -> Tensor:
+    try:
+        with recorder.watching(model):
+            return outputs(model, x, values)
+    except TangencyError:
+        raise
+    except Exception as error:
+        raise InvalidInput(
+            f"{type(model).__name__} does not run on example: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _cotangents(out: Tensor, targets: Tensor | None, draws: int) -> list[Tensor]:

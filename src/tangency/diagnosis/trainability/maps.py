@@ -128,6 +128,7 @@ class BlockMaps:
     def __init__(self, block: RepeatedBlock, init: Init | str = "module") -> None:
         self.block = block
         self.init = init
+        self.device = next(block.blocks[0].parameters()).device
         self._kernels: dict[tuple[int, str, str], tuple[InfiniteKernel, nn.Module]] = {}
 
     def at(self, init: Init | str) -> BlockMaps:
@@ -141,8 +142,9 @@ class BlockMaps:
         """Q(q) and B(q, 1), of the shape of `q` (m,), float64; differentiable."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AccuracyWarning)  # diagonals are exact
-            diagonal = self._kernel(2, "stem").diagonal(_planar(q, torch.ones_like(q)))
-        return diagonal.nngp, diagonal.ntk
+            states = _planar(q, torch.ones_like(q)).to(self.device)
+            diagonal = self._kernel(2, "stem").diagonal(states)
+        return diagonal.nngp.to(q.device), diagonal.ntk.to(q.device)
 
     def entry(
         self, x: Sequence[Tensor], parametrization: Parametrization = "standard"
@@ -173,13 +175,19 @@ class BlockMaps:
     def correlations(self, q: float, c: Tensor) -> tuple[Tensor, Tensor]:
         """C(c; q) and its derivative B(q, c) q / Q(q), of the shape of `c` (m,), float64."""
         lengths = torch.full_like(c, q)
-        pair = self._kernel(2, "stem").pair(
-            _planar(lengths[:1], c[:1] * 0 + 1), _planar(lengths, c)
-        )
+        pair = self._planar_pair(q, c)
         length, gain = self.lengths(lengths[:1])
         same = c == 1
         image = torch.where(same, 1.0, pair.nngp[0] / length)
         return image, torch.where(same, gain, pair.ntk[0]) * q / length
+
+    def _planar_pair(self, q: float, c: Tensor, count: int = 1) -> KernelPair:
+        """Both kernels (1, m) after `count` blocks of states of length q at correlations c."""
+        lengths = torch.full_like(c, q)
+        first, others = _planar(lengths[:1], torch.ones_like(c[:1])), _planar(lengths, c)
+        kernel = self._kernel(2, "stem", count=count)
+        pair = kernel.pair(first.to(self.device), others.to(self.device))
+        return KernelPair(pair.nngp.to(c.device), pair.ntk.to(c.device))
 
     def gram(self, K: Tensor) -> tuple[Tensor, Tensor]:
         """K' and B of the Gram matrix `K` (n, n) of states, both (n, n), float64."""
@@ -191,8 +199,8 @@ class BlockMaps:
 
     def _on_gram(self, K: Tensor, trained: str, form: Parametrization) -> tuple[Tensor, Tensor]:
         kernel = self._kernel(len(K), trained, form)
-        pair = kernel.pair(_factor(K) * math.sqrt(len(K)))
-        return pair.nngp, pair.ntk
+        pair = kernel.pair((_factor(K) * math.sqrt(len(K))).to(self.device))
+        return pair.nngp.to(K.device), pair.ntk.to(K.device)
 
     def _kernel(
         self, inputs: int, trained: str, form: Parametrization = "standard", count: int = 1
@@ -236,13 +244,12 @@ def check_closed(maps: BlockMaps, q: float = 1.0) -> None:
     """
     angles = torch.tensor([0.0, 0.6], dtype=torch.float64)
     lengths = torch.full_like(angles, q)
-    one, two = (_planar(lengths[:1], torch.ones_like(lengths[:1])), _planar(lengths, angles))
-    once = maps._kernel(2, "stem").pair(one, two).nngp[0]
+    once = maps._planar_pair(q, angles).nngp[0]
     length = maps.lengths(lengths[:1])[0]
     if not bool(torch.isfinite(length).all()) or float(length) <= 0:
         return
     (again, _), at = maps.correlations(float(length), once / length), maps.lengths(length)[0]
-    together = maps._kernel(2, "stem", count=2).pair(one, two).nngp[0]
+    together = maps._planar_pair(q, angles, count=2).nngp[0]
     error = float((again * at - together).abs().max() / at)
     if error > CLOSED:
         raise UnsupportedOperation(

@@ -11,6 +11,7 @@ from torch import Tensor
 from tangency import examples
 from tangency.diagnosis.trainability.maps import BlockMaps
 from tangency.diagnosis.trainability.repetition import RepeatedBlock
+from tangency.empirical.function import differentiable_copy
 from tangency.examples import Examples
 from tangency.infinite.parameters import Parametrization
 
@@ -125,7 +126,7 @@ def _mean_gains(gains: Tensor) -> Tensor:
 
 def inputs_of(x: Examples) -> tuple[Tensor, ...]:
     """The examples as `RepeatedBlock.before` takes them."""
-    return tuple(examples.tensors(examples.arguments(x)))
+    return tuple(examples.tensors(differentiable_copy(examples.arguments(x))))
 
 
 def _gram(h: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ def as_block(block: nn.Module, state: Tensor, depth: int) -> RepeatedBlock:
         depth: number of repetitions.
 
     Raises:
-        InvalidInput: `block` changes the shape of the state, or the depth is below 1.
+        InvalidInput: `block` changes the shape of the state or has no weights, or the depth is
+            below 1.
         UnsupportedOperation: it cannot be recorded.
     """
     if depth < 1:
@@ -141,6 +142,10 @@ def as_block(block: nn.Module, state: Tensor, depth: int) -> RepeatedBlock:
         raise InvalidInput(
             f"block must map a state to one of the same shape, but it maps {given} to {returned} "
             "(without the batch): such a block cannot be repeated."
+        )
+    if not any(p.dim() > 1 for p in block.parameters()):
+        raise InvalidInput(
+            f"block ({type(block).__name__}) has no weights: there is no limit of it."
         )
     chain = _Chain(recorded)
     nodes = [n for segment in chain.segments for n in segment]

@@ -53,6 +53,13 @@ BATCHES = (
 CAUSES: tuple[State, ...] = ("dead units", "saturating")
 """Verdicts on layers that explain those of theory."""
 
+SEEN_OUTSIDE: tuple[State, ...] = (
+    "vanishing gradients",
+    "exploding gradients",
+    "signal explodes",
+)
+"""Verdicts on layers that count where theory finds nothing against a block."""
+
 ILL_CONDITIONED = 1e8
 """A condition number of the NTK that is worth a word."""
 
@@ -215,11 +222,7 @@ def trainability(
     by_layers = judge_layers(signals)
     judgement = by_layers
     if theory is not None:
-        judgement = theory.own.judgement
-        # Flat activations are a cause of what theory sees, and say more than it.
-        flat = by_layers.state in CAUSES and init == "module"
-        if flat and judgement.state in ("trainable", "vanishing gradients", "ordered"):
-            judgement = by_layers
+        judgement = _joined(theory.own.judgement, by_layers, measured=init == "module")
     condition, kind = _condition(model, few, init)
     return Trainability(
         judgement=judgement,
@@ -232,8 +235,19 @@ def trainability(
         condition=condition,
         condition_of=kind,
         advice=tuple(_advice(judgement, theory)),
-        notes=tuple(_notes(theory, condition)),
+        notes=tuple(_notes(model, theory, condition)),
     )
+
+
+def _joined(theory: Judgement, layers: Judgement, *, measured: bool) -> Judgement:
+    """The verdict of theory, or of the layers where they were `measured` and say more."""
+    if not measured:
+        return theory
+    # Flat activations are a cause of what theory sees.
+    if layers.state in CAUSES and theory.state in ("trainable", "vanishing gradients", "ordered"):
+        return layers
+    # What stands outside the repeated block, theory does not see.
+    return layers if theory.trainable and layers.state in SEEN_OUTSIDE else theory
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +273,7 @@ def _theory(
         maps = maps_of(model, few, init, block)
         if maps.block.normalises_batches:
             raise UnsupportedOperation(BATCHES)
-        own = judged("own", maps, few, depth, limits)
+        own = judged("own" if init == "module" else "given", maps, few, depth, limits)
         check_closed(maps, own.theory.start[0])
         others = compared(own, few, depth, limits) if standard else None
         measured = measured_states(maps.block, few) if block is None else None
@@ -332,11 +346,15 @@ def _better(standard: Initialisations) -> Iterator[str]:
         yield f"Advice: {best.name} initialisation makes it trainable."
 
 
-def _notes(theory: _Theory | None, condition: float) -> Iterator[str]:
+def _notes(model: nn.Module, theory: _Theory | None, condition: float) -> Iterator[str]:
     if theory is not None:
         block = theory.own.theory.block
         if block.positions:
-            yield ("Note: theory takes states that are alike at all positions, away from borders.")
+            yield "Note: theory takes states that are alike at all positions, away from borders."
+        inside = sum(p.dim() > 1 for part in block.blocks for p in part.parameters())
+        weights = sum(p.dim() > 1 for p in model.parameters())
+        if 2 * inside < weights and theory.measured is not None:
+            yield f"Note: the repeated blocks hold {inside} of the {weights} weights."
     if condition > ILL_CONDITIONED:
         yield (
             "Note: the NTK is ill-conditioned: gradient descent fits some directions of the "

@@ -26,6 +26,10 @@ State: TypeAlias = Literal[
 gradients explode."""
 
 
+EQUAL = 1e-9
+"""1 - c of examples that count as equal."""
+
+
 @dataclass(frozen=True)
 class DepthLimits:
     """Marks of the verdict.
@@ -79,8 +83,10 @@ def judge_block(theory: MeanField, through: Propagation, limits: DepthLimits) ->
     """The verdict on a repeated block, from the phase and from its actual depth."""
     depth = len(through.gains)
     gradient = through.gradient
-    separation = float((1 - through.correlations[-1]) / (1 - through.correlations[0]).clamp(1e-300))
-    signal = float(through.lengths[-1] / through.lengths[0])
+    apart = 1 - through.correlations
+    # Examples that are equal from the start say nothing.
+    separation = float(apart[-1] / apart[0]) if float(apart[0]) > EQUAL else math.nan
+    signal = float(through.lengths[-1] / through.lengths[0].clamp(min=1e-300))
     state, reason = _state(theory, depth, gradient, separation, signal, limits)
     return Judgement(state, reason, gradient, separation, signal)
 
