@@ -16,28 +16,28 @@ from tangency.errors import InvalidInput
 
 def test_relu_networks():
     """w2 = 2 keeps gradients; at w2 = 1 every block halves them (He et al. 2015)."""
-    x = torch.randn(8, 5)
-    good = trainability(deep(nn.ReLU, 20), x, init=Init.he(), standard=False)
+    model, x = deep(nn.ReLU, 3), torch.randn(8, 5)
+    good = trainability(model, x, depth=20, init=Init.he(), standard=False)
     assert good.verdict == "trainable"
     assert good.trainable
     assert good.method == "mean field"
     assert good.judgement.gradient == pytest.approx(0, abs=1e-9)
     assert good.advice == ()
-    bad = trainability(deep(nn.ReLU, 20), x, init=Init.lecun())
+    bad = trainability(model, x, depth=20, init=Init.lecun())
     assert bad.verdict == "vanishing gradients"
     assert bad.judgement.gradient == pytest.approx(20 * math.log(0.5))
     assert "He initialisation (weights of variance 2 / fan_in, biases zero)" in bad.advice[0]
     assert f"below {6 / math.log(2):.0f} blocks" in bad.advice[1]
-    large = trainability(deep(nn.ReLU, 20), x, init=Init(4.0), standard=False)
+    large = trainability(model, x, depth=20, init=Init(4.0), standard=False)
     assert large.verdict == "exploding gradients"
     assert large.judgement.signal == pytest.approx(2.0**20)
 
 
 def test_the_modules_own_initialisation_is_judged_by_default():
-    found = trainability(deep(nn.ReLU, 20, width=64), torch.randn(8, 5))
+    found = trainability(deep(nn.ReLU, 10, width=64), torch.randn(8, 5))
     assert found.verdict == "ordered"  # PyTorch's default, w2 = 1/3
     assert found.own.theory.chi_1 == pytest.approx(1 / 6, rel=0.02)
-    assert found.judgement.gradient == pytest.approx(20 * math.log(1 / 6), rel=0.02)
+    assert found.judgement.gradient == pytest.approx(10 * math.log(1 / 6), rel=0.02)
     assert found.measured.gradient == pytest.approx(found.judgement.gradient, rel=0.1)
     assert "own" in found.standard.names
     assert found.standard["He"].judgement.trainable
@@ -51,13 +51,12 @@ def test_the_modules_own_initialisation_is_judged_by_default():
 
 def test_phases_of_erf_at_depth():
     """Six depth scales: the same variances are trainable when the network is shallow."""
-    x = torch.randn(4, 5)
+    model, x = deep(Erf, 3, width=16), torch.randn(4, 5)
     for init, deep_verdict in ((Init(0.8, 0.05), "ordered"), (Init(3.0, 0.05), "chaotic")):
-        found = trainability(deep(Erf, 40, width=16), x, init=init, standard=False)
+        found = trainability(model, x, init=init, standard=False, depth=40)
         assert found.verdict == deep_verdict
-        scale = found.own.theory.xi_gradient
-        shallow = int(3 * scale)
-        again = trainability(deep(Erf, 40, width=16), x, init=init, standard=False, depth=shallow)
+        shallow = int(3 * found.own.theory.xi_gradient)
+        again = trainability(model, x, init=init, standard=False, depth=shallow)
         assert again.verdict == "trainable"
 
 
