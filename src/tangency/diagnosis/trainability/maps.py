@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tangency.diagnosis.trainability.repetition import RepeatedBlock
+from tangency.diagnosis.trainability.repetition import AFFINE, RepeatedBlock
 from tangency.diagnosis.trainability.segments import Segment
 from tangency.errors import InvalidInput, UnsupportedOperation
 from tangency.examples import Examples
@@ -36,6 +36,9 @@ from tangency.infinite.rescaled import rescaled
 from tangency.kernel_pair import KernelPair
 
 __all__ = ["BlockMaps", "check_closed"]
+
+INPUTS = 8
+"""Dimension of the inputs that states are drawn from, at least: one recording serves them all."""
 
 CLOSED = 1e-6
 """Relative difference between two blocks at once and one after the other that is rounding."""
@@ -143,7 +146,7 @@ class BlockMaps:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AccuracyWarning)  # diagonals are exact
             states = _planar(q, torch.ones_like(q)).to(self.device)
-            diagonal = self._kernel(2, "stem").diagonal(states)
+            diagonal = self._kernel(INPUTS, "stem").diagonal(states)
         return diagonal.nngp.to(q.device), diagonal.ntk.to(q.device)
 
     def entry(
@@ -185,7 +188,7 @@ class BlockMaps:
         """Both kernels (1, m) after `count` blocks of states of length q at correlations c."""
         lengths = torch.full_like(c, q)
         first, others = _planar(lengths[:1], torch.ones_like(c[:1])), _planar(lengths, c)
-        kernel = self._kernel(2, "stem", count=count)
+        kernel = self._kernel(INPUTS, "stem", count=count)
         pair = kernel.pair(first.to(self.device), others.to(self.device))
         return KernelPair(pair.nngp.to(c.device), pair.ntk.to(c.device))
 
@@ -198,8 +201,9 @@ class BlockMaps:
         return self._on_gram(K, "blocks", parametrization)[1]
 
     def _on_gram(self, K: Tensor, trained: str, form: Parametrization) -> tuple[Tensor, Tensor]:
-        kernel = self._kernel(len(K), trained, form)
-        pair = kernel.pair((_factor(K) * math.sqrt(len(K))).to(self.device))
+        inputs = max(INPUTS, len(K))
+        rows = nn.functional.pad(_factor(K) * math.sqrt(inputs), (0, inputs - len(K)))
+        pair = self._kernel(inputs, trained, form).pair(rows.to(self.device))
         return pair.nngp.to(K.device), pair.ntk.to(K.device)
 
     def _kernel(
@@ -237,11 +241,14 @@ def check_closed(maps: BlockMaps, q: float = 1.0) -> None:
     """Two blocks at once must do what one does twice.
 
     They do not where lengths and correlations do not describe the state: a residual stream of
-    ReLUs, say, whose mean matters to the next sum.
+    ReLUs, say, whose mean matters to the next sum. What a layer of fresh weights passes on is
+    Gaussian, and they do.
 
     Raises:
         UnsupportedOperation: they do not.
     """
+    if maps.block.operations[-1] in AFFINE:
+        return
     angles = torch.tensor([0.0, 0.6], dtype=torch.float64)
     lengths = torch.full_like(angles, q)
     once = maps._planar_pair(q, angles).nngp[0]
@@ -260,9 +267,10 @@ def check_closed(maps: BlockMaps, q: float = 1.0) -> None:
 
 
 def _planar(q: Tensor, c: Tensor) -> Tensor:
-    """(m, 2): vectors of |x|^2 / 2 = q at correlation c with the first axis."""
+    """(m, INPUTS): vectors of |x|^2 / INPUTS = q at correlation c with the first axis."""
     sine = ((1 - c) * (1 + c)).clamp(min=0).sqrt()
-    return (2 * q).sqrt()[:, None] * torch.stack([c, sine], dim=1)
+    rows = (INPUTS * q).sqrt()[:, None] * torch.stack([c, sine], dim=1)
+    return nn.functional.pad(rows, (0, INPUTS - 2))
 
 
 def _factor(K: Tensor) -> Tensor:

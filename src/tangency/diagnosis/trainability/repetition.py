@@ -14,7 +14,7 @@ from tangency.examples import Examples
 from tangency.program.operations import base_name
 from tangency.program.trace import Trace, evaluation_mode, trace
 
-__all__ = ["RepeatedBlock", "as_block", "find_block"]
+__all__ = ["AFFINE", "RepeatedBlock", "as_block", "find_block"]
 
 AFFINE = frozenset({"linear", "addmm", "mm", "matmul", "conv1d", "conv2d", "conv3d", "convolution"})
 """Operations by a weight, whose results are Gaussian over the width."""
