@@ -347,3 +347,18 @@ def test_recorded_in_the_mode_that_it_is_in() -> None:
     assert (training == 0).any()
     model.eval()
     torch.testing.assert_close(run(trace(model, x), model, x), model(x))
+
+
+class Pooled(nn.Module):
+    """A product of three tensors, which opt_einsum, where it is installed, would plan by size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.full((3,), 1 / 3), torch.full((4,), 1 / 4)
+        return torch.einsum("nchw,h,w->nc", x, rows, columns)
+
+
+def test_products_of_three_leave_the_batch_free_and_opt_einsum_as_it_was() -> None:
+    before = torch.backends.opt_einsum.enabled
+    recorded = trace(Pooled(), torch.randn(2, 5, 3, 4))
+    assert torch.backends.opt_einsum.enabled == before
+    assert not isinstance(recorded.inputs[0].meta["val"].shape[0], int)

@@ -190,7 +190,9 @@ def _record(call: _Call, inputs: tuple[tuple[object, ...], dict[str, object]]) -
     shapes = pytree.tree_map(
         lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
     )
-    with warnings.catch_warnings(), torch.enable_grad():
+    # Where opt_einsum is installed, it plans by the sizes that it sees, and fixes the batch to them.
+    plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
+    with warnings.catch_warnings(), torch.enable_grad(), plain_einsum:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
         return _canonical(torch.export.export(call, inputs, dynamic_shapes=shapes, strict=False))
