@@ -190,7 +190,7 @@ def _record(call: _Call, inputs: tuple[tuple[object, ...], dict[str, object]]) -
     shapes = pytree.tree_map(
         lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, inputs
     )
-    # Where opt_einsum is installed, it plans by the sizes that it sees, and fixes the batch to them.
+    # Where it is installed, opt_einsum plans by the sizes that it sees and fixes the batch.
     plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
     with warnings.catch_warnings(), torch.enable_grad(), plain_einsum:
         warnings.simplefilter("ignore", FutureWarning)
