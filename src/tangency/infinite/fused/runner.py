@@ -16,6 +16,7 @@ from torch import Tensor
 from tangency import tiles
 from tangency.infinite.fused.arrays import SideArrays, form
 from tangency.infinite.fused.buffers import Buffers
+from tangency.infinite.fused.fetching import fetched
 from tangency.infinite.fused.graph import Kind
 from tangency.infinite.fused.memory import address, integer, pointers, table, zeros
 from tangency.infinite.fused.run import Chain, Run
@@ -103,19 +104,23 @@ class Runner:
     def diagonal(
         self, index: int, root: int, count: int, inputs: list[Inputs], pool: ThreadPoolExecutor
     ) -> NDArray[np.generic]:
-        """The sums over windows of a run's root, of each example with itself at equal positions.
+        """What follows on a run, of each example with itself at equal positions.
 
-        The root is a moment; the shape is `(examples, rows, columns)`.
+        It is made of a root that is a moment; the shape is `(examples, rows, columns)`.
         """
         swept = sweeps(self._chain, index, everywhere=False, symmetric=True)
         run = self._chain.runs[index]
         rows, columns = run.shape(run.result)
         high, wide = run.windowed
-        shape = rows // high, columns // wide
+        gathers = fetched(self._chain, index, [0], [0]) if run.stored else None
         found = []
         for i in range(count):
             _, dense = self._one(np.array([i, i]), inputs, swept, pool)
-            found.append(dense[run.first + root].view(np.float64).reshape(shape).copy())
+            made = dense[run.first + root].view(np.float64)
+            if gathers is not None:
+                found.append(gathers.of(made))
+            else:
+                found.append(made.reshape(rows // high, columns // wide).copy())
         return np.stack(found)
 
     # -- many pairs ----------------------------------------------------------------------------
@@ -178,12 +183,14 @@ class Runner:
         dense = [zeros(size, self._guard) for size in self._sizes(swept)]
         sums = np.zeros(len(self._chain.runs[-1].roots))
         for k, sweep in enumerate(swept):
+            if not sweep.count:
+                continue
             run = self._chain.runs[k]
             call = self._call(k, pair, inputs[k], sweep)
             pieces = max(1, min(TASKS * torch.get_num_threads(), len(sweep.across)))
-            if run.widths:
+            if run.pools:
                 pieces = min(pieces, torch.get_num_threads())  # each has blocks of its own
-            own = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
+            own = range(run.first, run.first + len(run.roots)) if run.pools else range(0)
             cuts = [p * len(sweep.across) // pieces * len(sweep.down) for p in range(pieces + 1)]
             jobs = [pool.submit(call, dense, own, a, b) for a, b in itertools.pairwise(cuts)]
             for job in jobs:
@@ -219,8 +226,11 @@ class Runner:
             if not run.widths:
                 continue
             slices = 1
-            if k + 1 < len(swept):
-                slices = swept[self._chain.reader(k)[0]].count
+            if run.stored:
+                slices = swept[k].count
+            elif k + 1 < len(swept):
+                reader = self._chain.reader(k)[0]
+                slices = swept[reader].count if reader < len(swept) else 0
             rows, columns = run.shape(run.result)
             high, wide = run.windowed
             numbers = slices * rows * columns // (high * wide)

@@ -16,7 +16,7 @@ import torch
 from tangency.infinite.fused.geometry import Geometry, Level
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, each, uses
 
-__all__ = ["Array", "Gather", "Loop", "Schedule", "Slide", "schedule", "whole"]
+__all__ = ["Array", "Fetch", "Gather", "Loop", "Schedule", "Slide", "schedule", "whole"]
 
 LONGEST = 160
 """Operations of one loop over the pairs; longer ones run out of registers."""
@@ -39,6 +39,13 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """What a map over positions reads of slices in memory."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
 class Slide:
     """The sum over the taps of one window."""
 
@@ -54,7 +61,7 @@ class Loop:
     stores: list[Node] = field(default_factory=list)
 
 
-Step = Gather | Slide | Loop
+Step = Gather | Fetch | Slide | Loop
 
 
 @dataclass
@@ -185,9 +192,11 @@ class _Planner:
         return bool(later) or node in self.roots
 
     def steps(self) -> list[Step]:
-        """Gathers, then phase by phase the windows and the loops."""
+        """Gathers and fetches, then phase by phase the windows and the loops."""
         ordered = [n for n in self.nodes if n in self.phase]
         steps: list[Step] = [Gather(n) for n in ordered if n.kind == Kind.DATA]
+        dense = (n for n in ordered if n.kind == Kind.DENSE)
+        steps += [Fetch(n) for n in dense if n.detail.kind == Kind.RESAMPLE]
         ordered.sort(key=lambda n: self.phase[n])
         for _, group in itertools.groupby(ordered, key=lambda n: self.phase[n]):
             steps.extend(self._phase_steps(list(group)))

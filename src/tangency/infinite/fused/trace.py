@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, Reduction
 from tangency.infinite.fused.operations import IDENTITIES, POINTWISE
+from tangency.infinite.fused.resampling import Resampling, Row, unwrapped_rows
 from tangency.infinite.values.window import Window, single_sum
 from tangency.program.axes import Axis
 
@@ -47,17 +49,25 @@ class Tracer:
 
     Args:
         windows: whether windows are expected; the first one raises `WindowFound` otherwise.
+        wraps: whether windows may wrap around; else what they read is padded first.
     """
 
-    def __init__(self, *, windows: bool) -> None:
-        self._windows = windows
+    def __init__(self, *, windows: bool, wraps: bool = True) -> None:
+        self.windows = windows
+        self.wraps = wraps
+        self._padded: dict[Hashable, Axis] = {}
         self.leaves: dict[tuple[str, Hashable], Node] = {}
         self._same: dict[Axis, Axis] = {}
 
     def expect_windows(self) -> None:
         """Called where a window is met."""
-        if not self._windows:
+        if not self.windows:
             raise WindowFound
+
+    def padded(self, window: Window, size: int) -> Axis:
+        """The axis of the padded positions that a window reads; one for windows alike."""
+        key = (self.representative(window.source), window.geometry)
+        return self._padded.setdefault(key, Axis("position", size))
 
     def representative(self, axis: Axis) -> Axis:
         """The axis that stands for all that were identified with `axis`."""
@@ -273,6 +283,8 @@ def _windowed(values: Traced, dim: int, window: Window) -> Traced:
         found = window.source
     assert isinstance(found, Axis)
     tracer.identify(found, window.source)
+    if window.wraps and not tracer.wraps:
+        return _windowed(*_unwrapped(values, dim, window))
     labels = list(values.labels)
     labels[dim] = window.target if window.target.size > 1 else None
     kept = {
@@ -281,6 +293,25 @@ def _windowed(values: Traced, dim: int, window: Window) -> Traced:
     axes = frozenset(kept | {window.target})
     node = Node(Kind.WINDOW, result.dtype, axes, (values.node,), detail=window)
     return traced(result, node, tuple(labels), tracer)
+
+
+def _unwrapped(values: Traced, dim: int, window: Window) -> tuple[Traced, int, Window]:
+    """What a window that wraps reads, padded, and the window that reads it as it is."""
+    tracer, labels = values.tracer, list(values.labels)
+    whole = (window.target.size - 1) * window.stride + (window.taps - 1) * window.dilation + 1
+    padded = tracer.padded(window, whole)
+    labels[dim] = padded
+    axes = tuple(a for a in values.labels if isinstance(a, Axis))
+    targets = tuple(a for a in labels if isinstance(a, Axis))
+    if len(axes) != len(targets):
+        raise NotFusable("a window around the same number at all positions")
+    still: list[tuple[Row, ...]] = [tuple(((k, 1.0),) for k in range(a.size)) for a in axes]
+    still[targets.index(padded)] = unwrapped_rows(window, whole)
+    detail = Resampling(None, False, axes, targets, tuple(still))
+    node = Node(Kind.RESAMPLE, values.dtype, frozenset(targets), (values.node,), detail=detail)
+    shape = [padded.size if k == dim else size for k, size in enumerate(values.shape)]
+    made = traced(values.value.new_full(shape, 0.5), node, tuple(labels), tracer)
+    return made, dim, replace(window, source=padded, padding=0, wraps=False)
 
 
 def _from_one_position(values: Traced, window: Window, result: Tensor) -> Traced:
