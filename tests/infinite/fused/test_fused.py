@@ -172,6 +172,28 @@ def test_windows_wrap_around_the_whole_image_or_read_a_padded_one(
         fused(model, images(2, (3, 5, 6)))
 
 
+def test_slices_that_are_kept_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each thread would need too much, all work on one pair; else the kernel is eager."""
+    model, shape = network("replicated")
+    x = images(20, shape)
+    kernel = InfiniteKernel(model, x)
+    side = kernel._side(x)
+    made = FusedKernel(kernel._evaluation.output, side, side)
+    expected = KernelPair(*made(side, side))
+    (runner,) = made._runners
+    asked: list[int] = []
+    monkeypatch.setattr(runner, "_by_pairs", lambda pairs, *_: asked.append(len(pairs)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    made(side, side)
+    assert asked == [210]
+    monkeypatch.setattr("tangency.infinite.fused.runner.MOST_BYTES", 2 * runner._kept - 1)
+    assert_close(KernelPair(*made(side, side)), expected, 1e-13, 1e-8)
+    assert asked == [210]
+    monkeypatch.setattr("tangency.infinite.fused.runner.MOST_BYTES", runner._kept - 1)
+    with pytest.raises(NotFusable, match="more memory"):
+        fused(model, x)
+
+
 def test_pools_may_not_cut_what_a_transposed_filter_put_apart() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1),

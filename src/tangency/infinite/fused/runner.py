@@ -17,7 +17,7 @@ from tangency import tiles
 from tangency.infinite.fused.arrays import SideArrays, form
 from tangency.infinite.fused.buffers import Buffers
 from tangency.infinite.fused.fetching import fetched
-from tangency.infinite.fused.graph import Kind
+from tangency.infinite.fused.graph import Kind, NotFusable
 from tangency.infinite.fused.memory import address, integer, pointers, table, zeros
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.fused.tables import Sweep, sweeps
@@ -29,6 +29,9 @@ TASKS = 8
 """Pieces of work per thread, so that the threads end together."""
 
 MOST_TASKS = 200
+MOST_BYTES = 1 << 30
+"""Of slices in memory, of all threads together."""
+
 FEWEST_PAIRS = 64
 """Long work is cut into more pieces, so that a progress bar moves: so many, of so many pairs."""
 
@@ -59,6 +62,9 @@ class Runner:
     Args:
         library: the compiled code.
         name: of the chain in it.
+
+    Raises:
+        NotFusable: slices that are kept in memory take too much of it.
     """
 
     def __init__(self, library: ctypes.CDLL, name: str, chain: Chain) -> None:
@@ -67,6 +73,11 @@ class Runner:
         self._chain = chain
         self._scratch = [Buffers(run).bytes for run in chain.runs]
         self._guard = max(Buffers(run).guard for run in chain.runs) * 8
+        everywhere, last = chain.weights is not None, len(chain.runs) - 1
+        swept = sweeps(chain, last, everywhere=everywhere, symmetric=False)
+        self._kept = sum(self._sizes(swept))
+        if self._kept > MOST_BYTES:
+            raise NotFusable("slices that take more memory than there should be")
 
     def inputs(self, index: int, rows: Side, columns: Side) -> Inputs:
         """The quantities of single examples that a run reads."""
@@ -91,7 +102,8 @@ class Runner:
             if len(indices)
         ]
         total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
-        if len(pairs) >= TASKS * torch.get_num_threads():
+        threads = torch.get_num_threads()
+        if len(pairs) >= TASKS * threads and self._kept * threads <= MOST_BYTES:
             self._by_pairs(pairs, inputs, groups, total, pool)
             return total
         with tiles.progress("kernel", len(pairs)) as advance:
