@@ -79,6 +79,21 @@ class DownAndUp(nn.Module):
         return F.relu(self.skip(x) + self.up(F.relu(self.down(x))))
 
 
+class Block(nn.Module):
+    """relu(shortcut + conv(relu(conv(x)))), the shortcut being x or, with a stride, a filter."""
+
+    def __init__(self, width: int, stride: int = 1, slope: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, stride=stride, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        strided = nn.Conv2d(width, width, 1, stride=stride)
+        self.shortcut = nn.Identity() if stride == 1 else strided
+        self.act = nn.LeakyReLU(slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.shortcut(x) + self.second(self.act(self.first(x))))
+
+
 class UNet(nn.Module):
     """Two scales, of which the coarse one comes back by resizing, beside the fine one or on it."""
 
@@ -314,6 +329,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "down and up": (
         lambda: convolutional(DownAndUp(WIDTH), DownAndUp(WIDTH), *pooled()),
         (3, 4, 6),
+    ),
+    "identity blocks that end in a ReLU": (
+        lambda: convolutional(Block(WIDTH), Block(WIDTH, stride=2), Block(WIDTH), *pooled()),
+        (3, 5, 6),
+    ),
+    "identity block, pooled, then flattened": (
+        lambda: convolutional(
+            Block(WIDTH, slope=0.1), nn.AvgPool2d(2), conv(padding=1), nn.ReLU(), *head(WIDTH * 6)
+        ),
+        (3, 4, 7),
     ),
     "nearest upsampling": (
         lambda: convolutional(UNet(WIDTH, "nearest"), UNet(WIDTH, "nearest"), *pooled()),

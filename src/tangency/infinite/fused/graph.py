@@ -47,6 +47,9 @@ class Kind:
     RESAMPLE = "resample"
     """Sums over the few positions that each new one reads, `detail`, a `Resampling`."""
 
+    OF_TWO = "of two"
+    """A second moment of a function of two Gaussians, `detail`, an `OfTwo`."""
+
     MAPS = (POOL, RESAMPLE)
 
     LEAVES = (LEFT, RIGHT, DATA, DENSE)

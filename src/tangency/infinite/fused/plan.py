@@ -90,6 +90,8 @@ def _cut(roots: tuple[Node, ...], kinds: tuple[str, ...]) -> tuple[tuple[Node, .
 
 def _head(roots: tuple[Node, ...]) -> Head:
     nodes = list(each(roots))
+    if any(node.kind == Kind.OF_TWO for node in nodes):
+        raise NotFusable("a function of two Gaussians without positions")
     if any(node.axes for node in nodes):
         raise NotFusable("positions that are not summed over")
     matrices = [node for node in nodes if node.kind in (Kind.DENSE, Kind.DATA)]

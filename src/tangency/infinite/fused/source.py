@@ -20,7 +20,8 @@ from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
 from tangency.infinite.fused.operations import c_type, times
 from tangency.infinite.fused.run import Run
-from tangency.infinite.fused.schedule import Fetch, Loop, Slide, Step
+from tangency.infinite.fused.schedule import Apply, Fetch, Loop, Slide, Step
+from tangency.infinite.fused.two_gaussians import text_of_two
 from tangency.infinite.values.window import Window
 
 __all__ = ["RESULTS", "chain_source", "slices_source"]
@@ -86,6 +87,8 @@ class _Writer:
         """One step of a slice."""
         if isinstance(step, Loop):
             return self._loop(step)
+        if isinstance(step, Apply):
+            return self._apply(step)
         if isinstance(step, Fetch):
             return [self.functions.add(self._fetch(step.node))]
         return self._slide(step.node) if isinstance(step, Slide) else self._gather(step.node)
@@ -210,6 +213,27 @@ class _Writer:
         zeros, source = self.buffers.zeros(node.dtype), self.buffers.name(node.inputs[0])
         kinds = ("const int *", *[f"const {kind} *"] * 2, f"{kind} *")
         return Piece(kinds, "\n".join(text), (where, zeros, source, self.buffers.name(node)))
+
+    def _apply(self, step: Apply) -> list[str | Call]:
+        """Second moments of a function of two Gaussians."""
+        first, inputs = step.nodes[0], step.nodes[0].inputs
+        kind = c_type(first.dtype)
+        kinds, arguments, shifted = ["long", "long"], ["", ""], []
+        for node in inputs:
+            kinds.append(f"const {c_type(node.dtype)} *restrict")
+            index = self.run.schedule.array(node, step.level)
+            if index is None:
+                arguments.append(self.buffers.name(node))
+            elif self.run.schedule.arrays[index].side == Kind.LEFT:
+                arguments.append(f"l{index}")
+            else:
+                shifted.append(len(arguments))
+                arguments.append(f"r{index}")
+        kinds += [f"{kind} *restrict"] * len(step.nodes)
+        arguments += [self.buffers.name(node) for node in step.nodes]
+        lines = text_of_two(first.detail, [node.detail.output for node in step.nodes])
+        piece = Piece(tuple(kinds), "\n".join(lines), tuple(arguments))
+        return self._parts(step.level, piece, shifted)
 
     def _fetch(self, node: Node) -> Piece:
         """What a map over positions reads of the slices of the run before."""

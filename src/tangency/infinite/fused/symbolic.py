@@ -16,6 +16,7 @@ from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable, Reductio
 from tangency.infinite.fused.pooling import Map, mapping
 from tangency.infinite.fused.trace import (
     EXAMPLES,
+    WHOLE,
     Label,
     Traced,
     Tracer,
@@ -23,10 +24,12 @@ from tangency.infinite.fused.trace import (
     multiple,
     traced,
 )
+from tangency.infinite.fused.traced_two import traced_pair_of_two
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.side import DATA, Side
 from tangency.infinite.values.composite import Composite
+from tangency.infinite.values.composite_of_two import pair_of_two
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
@@ -81,6 +84,9 @@ def _traced(
     if not all(isinstance(root, Traced) for root in roots):
         raise NotFusable("an output that does not depend on the data")
     return tracer, tuple(cast(Traced, root).node for root in roots)
+
+
+WHOLE[pair_of_two] = traced_pair_of_two
 
 
 class _SymbolicSide:

@@ -22,10 +22,12 @@ from tangency.program.axes import Axis
 
 __all__ = [
     "EXAMPLES",
+    "WHOLE",
     "Labels",
     "Traced",
     "Tracer",
     "WindowFound",
+    "merged_labels",
     "multiple",
     "reduction",
     "traced",
@@ -100,8 +102,8 @@ class Traced(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is single_sum:
-            return _windowed(*args, **(kwargs or {}))
+        if func in WHOLE:
+            return WHOLE[func](*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -142,14 +144,20 @@ def _value(argument: Any) -> Any:
 def _pointwise(func: Any, args: Sequence[Any], keywords: dict[str, Any], result: Tensor) -> Traced:
     tensors = [a for a in args if isinstance(a, Traced)]
     tracer = tensors[0].tracer
-    labels: list[Label] = [None] * result.dim()
-    for tensor in tensors:
-        _merge(labels, tensor.labels, tracer)
+    labels = merged_labels(tensors, result.dim())
     arguments = tuple(_argument(a) for a in args)
     axes = frozenset(axis for tensor in tensors for axis in tensor.node.axes)
     kept = {k: v for k, v in keywords.items() if k in ("alpha", "dtype")}
     node = Node(Kind.POINTWISE, result.dtype, axes, arguments, func, kept)
-    return traced(result, node, tuple(labels), tracer)
+    return traced(result, node, labels, tracer)
+
+
+def merged_labels(tensors: Sequence[Traced], rank: int) -> Labels:
+    """Labels of what operands that broadcast give."""
+    labels: list[Label] = [None] * rank
+    for tensor in tensors:
+        _merge(labels, tensor.labels, tensor.tracer)
+    return tuple(labels)
 
 
 def _argument(argument: Any) -> Any:
@@ -320,3 +328,7 @@ def _from_one_position(values: Traced, window: Window, result: Tensor) -> Traced
     reads = [t * window.dilation - window.padding for t in range(window.taps)]
     taps = window.taps if window.wraps else reads.count(0)
     return traced(result, multiple(values.node, float(taps)), values.labels, values.tracer)
+
+
+WHOLE: dict[Callable[..., Any], Callable[..., Any]] = {single_sum: _windowed}
+"""Functions of the rules that are one operation in a graph, and how they are recorded."""
