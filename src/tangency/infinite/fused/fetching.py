@@ -6,20 +6,24 @@ says for each which slice, and where in it. Rows and columns are independent of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tangency.infinite.fused.geometry import Extent, inside, right
+from tangency.infinite.fused.geometry import Extent, Geometry, inside, right
 from tangency.infinite.fused.resampling import Resampling
 from tangency.infinite.fused.run import Chain
 
-__all__ = ["Fetched", "fetched"]
+__all__ = ["NOTHING", "Fetched", "copies_stretches", "fetched"]
 
 _ONE = Extent(0, 1)
 """Stands for the rows of a run that has columns only."""
+
+NOTHING = np.iinfo(np.int32).min
+"""Stands for the shift of columns that read nothing."""
 
 _STILL = np.zeros((1, 1), dtype=np.int64), np.ones((1, 1))
 """What they read."""
@@ -36,6 +40,7 @@ class Fetched:
         rows, row_weights: `(offsets of rows, rows, reads)`; where a row begins in the first slice
             of each column offset.
         columns, column_weights: `(offsets of columns, reads, columns)`, to be added to it.
+        pieces: whether generated code copies stretches of columns, and not one by one.
     """
 
     down: list[int]
@@ -44,10 +49,14 @@ class Fetched:
     row_weights: NDArray[np.float64]
     columns: NDArray[np.int32]
     column_weights: NDArray[np.float64]
+    pieces: bool
 
     @property
     def tables(self) -> list[Table]:
         """In the order of the generated code."""
+        if self.pieces:
+            stretches = _stretches(self.columns[:, 0], self.column_weights[:, 0] != 0)
+            return [self.rows, self.row_weights, stretches, np.zeros(1)]
         return [self.rows, self.row_weights, self.columns, self.column_weights]
 
     def of(self, slices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -83,13 +92,35 @@ def fetched(chain: Chain, index: int, down: Sequence[int], across: Sequence[int]
         np.ascontiguousarray(row_weights),
         np.ascontiguousarray(within.transpose(0, 2, 1), dtype=np.int32),
         np.ascontiguousarray(weights.transpose(0, 2, 1)),
+        copies_stretches(chain.resampling(index), run.geometry),
     )
 
 
+def copies_stretches(resampling: Resampling, geometry: Geometry) -> bool:
+    """Whether the columns of a map are copied in stretches; `geometry` knows its source."""
+    order = [geometry.extent(axis).slot for axis in resampling.axes]
+    return resampling.runs_on(order.index(geometry.rank - 1))
+
+
+def _stretches(places: NDArray[np.int32], real: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Begin, end and shift of what is copied, for each offset; first, how many for each at most.
+
+    Where nothing is, the shift is `NOTHING`.
+    """
+    shifts = np.where(real, places - np.arange(places.shape[1]), NOTHING)
+    found = []
+    for row in shifts:
+        cuts = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
+        found.append([(a, b, row[a]) for a, b in itertools.pairwise(cuts)])
+    most = max(len(stretches) for stretches in found)
+    table = np.zeros((len(found), most, 3), dtype=np.int32)
+    for k, stretches in enumerate(found):
+        table[k, : len(stretches)] = stretches
+    return np.concatenate([np.array([most], dtype=np.int32), table.ravel()])
+
+
 def _by_slot(chain: Chain, index: int) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    resampling = chain.following(index)
-    assert isinstance(resampling, Resampling)
-    geometry = chain.runs[index].geometry
+    resampling, geometry = chain.resampling(index), chain.runs[index].geometry
     order = [geometry.extent(axis).slot for axis in resampling.axes]
     return [resampling.of_axis(order.index(slot)) for slot in range(geometry.rank)]
 

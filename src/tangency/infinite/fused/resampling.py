@@ -66,6 +66,12 @@ class Resampling:
             for row in rows
         )
 
+    def runs_on(self, k: int) -> bool:
+        """Whether neighbours along an axis mostly are old neighbours, and all are old ones."""
+        places, _ = self.of_axis(k)
+        neighbours = int((np.diff(places[:, 0]) == 1).sum())
+        return self.selects and 4 * neighbours >= 3 * (len(places) - 1)
+
 
 def sparse_rows(matrix: Tensor) -> tuple[Row, ...]:
     """The rows of a matrix `(new, old)`.

@@ -114,6 +114,12 @@ class Chain:
         assert isinstance(detail, (Pooling, Resampling))
         return detail
 
+    def resampling(self, index: int) -> Resampling:
+        """The gathering that follows on a run whose slices are kept."""
+        detail = self.following(index)
+        assert isinstance(detail, Resampling)
+        return detail
+
     def maker(self, block: int) -> int:
         """The run that makes a block."""
         return max(k for k, run in enumerate(self.runs) if run.first <= block)

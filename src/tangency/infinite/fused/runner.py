@@ -75,7 +75,7 @@ class Runner:
         self._guard = max(Buffers(run).guard for run in chain.runs) * 8
         everywhere, last = chain.weights is not None, len(chain.runs) - 1
         swept = sweeps(chain, last, everywhere=everywhere, symmetric=False)
-        self._kept = sum(self._sizes(swept))
+        self._kept = sum(self._memory(swept))
         if self._kept > MOST_BYTES:
             raise NotFusable("slices that take more memory than there should be")
 
@@ -108,8 +108,9 @@ class Runner:
             return total
         with tiles.progress("kernel", len(pairs)) as advance:
             for indices, swept in groups:
+                dense = self._blocks(swept)
                 for k in indices:
-                    total[k] = self._one(pairs[k], inputs, swept, pool)[0]
+                    total[k] = self._one(pairs[k], inputs, swept, pool, dense)
                     advance()
         return total
 
@@ -125,9 +126,9 @@ class Runner:
         rows, columns = run.shape(run.result)
         high, wide = run.windowed
         gathers = fetched(self._chain, index, [0], [0]) if run.stored else None
-        found = []
+        found, dense = [], self._blocks(swept)
         for i in range(count):
-            _, dense = self._one(np.array([i, i]), inputs, swept, pool)
+            self._one(np.array([i, i]), inputs, swept, pool, dense)
             made = dense[run.first + root].view(np.float64)
             if gathers is not None:
                 found.append(gathers.of(made))
@@ -169,7 +170,7 @@ class Runner:
 
         def part(indices: NDArray[np.intp]) -> None:
             scratch = [zeros(size) for size in self._scratch]
-            dense = [zeros(int(size), self._guard) for size in sizes]
+            dense = self._blocks(swept)
             chosen = np.ascontiguousarray(pairs[indices])
             sums = np.zeros((len(indices), total.shape[1]))
             function(
@@ -190,9 +191,9 @@ class Runner:
         inputs: list[Inputs],
         swept: list[Sweep],
         pool: ThreadPoolExecutor,
-    ) -> tuple[Sums, list[NDArray[np.uint8]]]:
-        """All threads take slices of one run after the other."""
-        dense = [zeros(size, self._guard) for size in self._sizes(swept)]
+        dense: list[NDArray[np.uint8]],
+    ) -> Sums:
+        """All threads take slices of one run after the other; `dense` is filled anew."""
         sums = np.zeros(len(self._chain.runs[-1].roots))
         for k, sweep in enumerate(swept):
             if not sweep.count:
@@ -203,6 +204,8 @@ class Runner:
             if run.pools:
                 pieces = min(pieces, torch.get_num_threads())  # each has blocks of its own
             own = range(run.first, run.first + len(run.roots)) if run.pools else range(0)
+            for block in own:
+                dense[block][:] = 0
             cuts = [p * len(sweep.across) // pieces * len(sweep.down) for p in range(pieces + 1)]
             jobs = [pool.submit(call, dense, own, a, b) for a, b in itertools.pairwise(cuts)]
             for job in jobs:
@@ -212,7 +215,40 @@ class Runner:
                 for root, block, more in zip(run.roots, own, made, strict=False):
                     kind = np.float64 if root.dtype == torch.float64 else np.float32
                     dense[block].view(kind)[:] += more.view(kind)
-        return sums, dense
+        return sums
+
+    def _blocks(self, swept: list[Sweep]) -> list[NDArray[np.uint8]]:
+        """The memory between the runs, which blocks share that are not needed at the same time."""
+        sizes = self._sizes(swept)
+        places = self._places(len(sizes))
+        made = [zeros(size, self._guard) for size in self._memory(swept)]
+        return [made[place][:size] for place, size in zip(places, sizes, strict=True)]
+
+    def _memory(self, swept: list[Sweep]) -> list[int]:
+        """Sizes of all places."""
+        sizes = self._sizes(swept)
+        largest: dict[int, int] = {}
+        for place, size in zip(self._places(len(sizes)), sizes, strict=True):
+            largest[place] = max(size, largest.get(place, 0))
+        return [largest[place] for place in sorted(largest)]
+
+    def _places(self, count: int) -> list[int]:
+        """For each of the first blocks, a place that is free while it is needed.
+
+        A place holds one type of number, for taps that leave a slice read what is beside it.
+        """
+        places: list[int] = []
+        held: list[tuple[torch.dtype, int]] = []  # the type of each place, and its last reader
+        for k, run in enumerate(self._chain.runs[:-1]):
+            reader = self._chain.reader(k)[0]
+            for root in run.roots:
+                free = [
+                    at for at, (kind, last) in enumerate(held) if kind == root.dtype and last < k
+                ]
+                place = free[0] if free else len(held)
+                held[place : place + 1] = [(root.dtype, reader)]
+                places.append(place)
+        return places[:count]
 
     def _call(self, index: int, pair: NDArray[np.int64], inputs: Inputs, sweep: Sweep) -> Slices:
         function = getattr(self._library, f"{self._name}_{index}")
