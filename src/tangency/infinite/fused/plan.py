@@ -164,6 +164,8 @@ def _draft(
     for group in groups.values():
         mapped = group[0].detail.detail
         slots = [geometry.extent(a).slot for a in mapped.targets]
+        if sorted(slots) != list(range(geometry.rank)):
+            raise NotFusable("a map over positions to fewer axes, or to more")
         axes = tuple(mapped.axes[slots.index(slot)] for slot in range(geometry.rank))
         below = tuple(leaf.detail.inputs[0] for leaf in group)
         inputs.append(_draft(tracer, below, axes, [leaf.detail for leaf in group]))
