@@ -148,6 +148,16 @@ def test_the_kernel_uses_it_where_it_pays() -> None:
     assert not small._evaluation._fusion._kernels
 
 
+def test_functions_of_two_gaussians_are_dear_eagerly() -> None:
+    """About fifty times as dear as others: few examples are enough for generated code to pay."""
+    for name, pays in (("identity blocks that end in a ReLU", True), ("residual", False)):
+        model, shape = network(name)
+        x = images(15, shape)
+        kernel = InfiniteKernel(model, x)
+        side = kernel._side(x)
+        assert kernel._evaluation._fusion._pays(side, side) == pays
+
+
 def test_windows_wrap_around_the_whole_image_or_read_a_padded_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
