@@ -65,7 +65,10 @@ def test_float32_loses_nothing(name: str) -> None:
     assert_close(fused(model.float(), x), expected, 1e-6, 2e-5)
 
 
-@pytest.mark.parametrize("name", ["pooled", "strided", "pools", "one dimension"])
+@pytest.mark.parametrize("name", [
+    "pooled", "strided", "pools", "one dimension", "replicated", "nearest upsampling, added",
+    "identity block, pooled, then flattened",
+])  # fmt: skip
 def test_many_pairs_equal_single_ones(name: str) -> None:
     """Threads take pairs where there are many, and slices of a pair where there are few."""
     model, shape = network(name)
