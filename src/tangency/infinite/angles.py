@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tangency.infinite.roots import root as square_root
 
-__all__ = ["angle_and_integral", "arcsine"]
+__all__ = ["angle_and_integral", "arcsine", "polynomial_of_angle"]
 
 _DEGREE = {torch.float32: 9, torch.float64: 19}
 
@@ -39,6 +39,11 @@ def _polynomials(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     )
     first, second = (tuple(float(c) for c in fit.coef) for fit in fits)
     return first, second
+
+
+def polynomial_of_angle(degree: int) -> tuple[float, ...]:
+    """Coefficients of P, constant first, with theta = sqrt(v) P(v) for versines v <= 1."""
+    return _polynomials(degree)[0]
 
 
 def _evaluate(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

@@ -79,6 +79,55 @@ class DownAndUp(nn.Module):
         return F.relu(self.skip(x) + self.up(F.relu(self.down(x))))
 
 
+class Block(nn.Module):
+    """relu(shortcut + conv(relu(conv(x)))), the shortcut being x or, with a stride, a filter."""
+
+    def __init__(self, width: int, stride: int = 1, slope: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, stride=stride, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        strided = nn.Conv2d(width, width, 1, stride=stride)
+        self.shortcut = nn.Identity() if stride == 1 else strided
+        self.act = nn.LeakyReLU(slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.shortcut(x) + self.second(self.act(self.first(x))))
+
+
+class UNet(nn.Module):
+    """Two scales, of which the coarse one comes back by resizing, beside the fine one or on it."""
+
+    def __init__(self, width: int, mode: str, *, added: bool = False) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.Conv2d(width if added else 2 * width, width, 3, padding=1)
+        self.mode, self.added = mode, added
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = F.relu(self.coarse(F.avg_pool2d(x, 2)))
+        back = F.interpolate(coarse, size=x.shape[2:], mode=self.mode)
+        return F.relu(self.fine(x + back if self.added else torch.cat([back, x], 1)))
+
+
+class Subsampled(nn.Module):
+    """A shortcut that takes every other position and leaves out the last, beside a strided one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 0, 0, 2))
+        return F.relu(x[:, :, ::2, 1:-1:2] + self.conv(F.relu(x))[:, :, :, 1:])
+
+
+class Rolled(nn.Module):
+    """Positions that are flipped, rolled and chosen one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(2).roll(2, 3)[:, :, torch.tensor([1, 1, 4, 0])]
+
+
 class Mean(nn.Module):
     """The mean over all positions."""
 
@@ -115,6 +164,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (3, 5, 6),
     ),
     "valid": (lambda: convolutional(conv(), nn.ReLU(), conv(2), nn.ReLU(), *pooled()), (3, 6, 7)),
+    "valid, of a smooth function": (
+        lambda: convolutional(conv((2, 3)), nn.GELU(), conv(2), nn.GELU(), *pooled()),
+        (3, 6, 7),
+    ),
     "mean of all pixels": (
         lambda: convolutional(nn.Flatten(2), nn.AdaptiveAvgPool1d(1), *head()),
         (3, 5, 6),
@@ -276,6 +329,123 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "down and up": (
         lambda: convolutional(DownAndUp(WIDTH), DownAndUp(WIDTH), *pooled()),
         (3, 4, 6),
+    ),
+    "identity blocks that end in a ReLU": (
+        lambda: convolutional(Block(WIDTH), Block(WIDTH, stride=2), Block(WIDTH), *pooled()),
+        (3, 5, 6),
+    ),
+    "identity block, pooled, then flattened": (
+        lambda: convolutional(
+            Block(WIDTH, slope=0.1), nn.AvgPool2d(2), conv(padding=1), nn.ReLU(), *head(WIDTH * 6)
+        ),
+        (3, 4, 7),
+    ),
+    "nearest upsampling": (
+        lambda: convolutional(UNet(WIDTH, "nearest"), UNet(WIDTH, "nearest"), *pooled()),
+        (3, 4, 6),
+    ),
+    "nearest upsampling, added": (
+        lambda: convolutional(
+            conv(), nn.ReLU(), conv(padding=1), UNet(WIDTH, "nearest", added=True), *pooled()
+        ),
+        (3, 6, 8),
+    ),
+    "nearest upsampling to any size, strided and flattened": (
+        lambda: convolutional(
+            nn.Upsample((7, 8)), conv(stride=(2, 3), padding=1), nn.ReLU(), *head(WIDTH * 12)
+        ),
+        (3, 3, 5),
+    ),
+    "upsampling, then transposed": (
+        lambda: convolutional(
+            nn.Upsample(scale_factor=2),
+            nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, padding=1),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 2, 3),
+    ),
+    "bilinear upsampling": (
+        lambda: convolutional(UNet(WIDTH, "bilinear"), conv(padding=1), nn.GELU(), *pooled()),
+        (3, 6, 4),
+    ),
+    "windows that overlap": (
+        lambda: convolutional(
+            nn.AvgPool2d(3, stride=2, padding=1),
+            conv(padding=1),
+            nn.ReLU(),
+            nn.AvgPool2d((1, 2), ceil_mode=True, count_include_pad=False),
+            conv(padding=1),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 6, 9),
+    ),
+    "reflected": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            conv((3, 5), padding=(1, 2), padding_mode="reflect"),
+            nn.ReLU(),
+            conv(stride=2, padding=1, padding_mode="reflect"),
+            nn.GELU(),
+            *pooled(),
+        ),
+        (3, 5, 6),
+    ),
+    "replicated": (
+        lambda: convolutional(
+            conv(padding=2, dilation=2, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            conv(padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            *head(WIDTH * 6),
+        ),
+        (3, 4, 7),
+    ),
+    "reflected and upsampled": (
+        lambda: convolutional(
+            conv(stride=2, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.ReflectionPad2d((1, 2, 0, 1)),
+            conv(3),
+            nn.ReLU(),
+            *pooled(),
+        ),
+        (3, 4, 6),
+    ),
+    "circular around part of the positions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, stride=2, padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            conv(padding=1, padding_mode="circular"),
+            nn.ReLU(),
+            nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=2),
+            *pooled(),
+        ),
+        (3, 5, 6),
+    ),
+    "every other position": (
+        lambda: convolutional(conv(padding=1), Subsampled(WIDTH), *pooled()),
+        (3, 5, 8),
+    ),
+    "flipped, rolled and chosen": (
+        lambda: convolutional(Rolled(), conv(2), nn.ReLU(), *pooled()),
+        (3, 5, 6),
+    ),
+    "one dimension, upsampled": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, WIDTH, 3, stride=2),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=3),
+            nn.Conv1d(WIDTH, WIDTH, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            Mean(),
+            nn.Linear(WIDTH, 1),
+        ),
+        (2, 9),
     ),
     "one dimension": (
         lambda: nn.Sequential(

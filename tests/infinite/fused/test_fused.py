@@ -65,7 +65,10 @@ def test_float32_loses_nothing(name: str) -> None:
     assert_close(fused(model.float(), x), expected, 1e-6, 2e-5)
 
 
-@pytest.mark.parametrize("name", ["pooled", "strided", "pools", "one dimension"])
+@pytest.mark.parametrize("name", [
+    "pooled", "strided", "pools", "one dimension", "replicated", "nearest upsampling, added",
+    "identity block, pooled, then flattened",
+])  # fmt: skip
 def test_many_pairs_equal_single_ones(name: str) -> None:
     """Threads take pairs where there are many, and slices of a pair where there are few."""
     model, shape = network(name)
@@ -148,7 +151,19 @@ def test_the_kernel_uses_it_where_it_pays() -> None:
     assert not small._evaluation._fusion._kernels
 
 
-def test_windows_wrap_around_the_whole_image_only() -> None:
+def test_functions_of_two_gaussians_are_dear_eagerly() -> None:
+    """About fifty times as dear as others: few examples are enough for generated code to pay."""
+    for name, pays in (("identity blocks that end in a ReLU", True), ("residual", False)):
+        model, shape = network(name)
+        x = images(15, shape)
+        kernel = InfiniteKernel(model, x)
+        side = kernel._side(x)
+        assert kernel._evaluation._fusion._pays(side, side) == pays
+
+
+def test_windows_wrap_around_the_whole_image_or_read_a_padded_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A stride that does not divide it brings other offsets together."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="circular"),
@@ -157,10 +172,39 @@ def test_windows_wrap_around_the_whole_image_only() -> None:
         nn.Flatten(),
         nn.Linear(4, 1),
     ).double()
-    with pytest.raises(NotFusable, match="wraps around only some"):
+    for shape in ((3, 5, 6), (3, 4, 6)):
+        x = images(3, shape)
+        assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
+
+    def padded_only(*args: object, **keywords: object) -> None:
+        raise NotFusable("padded")
+
+    monkeypatch.setattr("tangency.infinite.fused.symbolic.Tracer.padded", padded_only)
+    fused(model, images(2, (3, 4, 6)))
+    with pytest.raises(NotFusable, match="padded"):
         fused(model, images(2, (3, 5, 6)))
-    x = images(3, (3, 4, 6))
-    assert_close(fused(model, x), eager(model, x), 1e-12, 1e-8)
+
+
+def test_slices_that_are_kept_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each thread would need too much, all work on one pair; else the kernel is eager."""
+    model, shape = network("replicated")
+    x = images(20, shape)
+    kernel = InfiniteKernel(model, x)
+    side = kernel._side(x)
+    made = FusedKernel(kernel._evaluation.output, side, side)
+    expected = KernelPair(*made(side, side))
+    (runner,) = made._runners
+    asked: list[int] = []
+    monkeypatch.setattr(runner, "_by_pairs", lambda pairs, *_: asked.append(len(pairs)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    made(side, side)
+    assert asked == [210]
+    monkeypatch.setattr("tangency.infinite.fused.runner.MOST_BYTES", 2 * runner._kept - 1)
+    assert_close(KernelPair(*made(side, side)), expected, 1e-13, 1e-8)
+    assert asked == [210]
+    monkeypatch.setattr("tangency.infinite.fused.runner.MOST_BYTES", runner._kept - 1)
+    with pytest.raises(NotFusable, match="more memory"):
+        fused(model, x)
 
 
 def test_pools_may_not_cut_what_a_transposed_filter_put_apart() -> None:
@@ -191,13 +235,13 @@ def test_derivatives_go_the_eager_way() -> None:
     assert bool(x.grad.abs().sum() > 0)
 
 
-def test_what_is_not_local_goes_the_eager_way() -> None:
-    """Reflected borders bring positions at other offsets together."""
+def test_a_map_that_reads_many_positions_goes_the_eager_way() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.AvgPool2d(5, stride=1, padding=2),
+        nn.Conv2d(4, 4, 3, padding=1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

@@ -35,7 +35,13 @@ from torch import Tensor
 from tangency.infinite.duals.two_gaussians_cones import Cones
 from tangency.infinite.duals.two_gaussians_pieces import MOST_PAIRS, in_pieces
 
-__all__ = ["PiecewiseLinearOfTwo"]
+__all__ = ["RAY_NUMBERS", "SIDE_NUMBERS", "PiecewiseLinearOfTwo"]
+
+RAY_NUMBERS = 4
+"""Numbers of a ray that generated code needs: two coordinates, its angle, its weight."""
+
+SIDE_NUMBERS = 6
+"""Those of a side beside them: gains, mean slopes and their products, two each."""
 
 _NODES = {torch.float32: 20}
 _MOST_NODES = 32
@@ -127,6 +133,24 @@ class PiecewiseLinearOfTwo:
             "slope_energy_2": energies[1],
         }
 
+    def nodes_for(self, dtype: torch.dtype) -> int:
+        """How many nodes a pair of versines of type `dtype` takes."""
+        return self.nodes or _NODES.get(dtype, _MOST_NODES)
+
+    def numbers(self, side: Mapping[str, Tensor]) -> Tensor:
+        """What generated code needs of one side, `(numbers, S)`, from a result of `moments`.
+
+        Ray by ray `RAY_NUMBERS`, then `SIDE_NUMBERS`. The weight of a ray is by how much the slope
+        of psi along the unit circle changes there, over sqrt(E psi^2).
+        """
+        scales, rays, norm = side["scales"], side["rays"], side["norm"]
+        jumps = _constant(self.cones.jumps, scales) * scales / norm
+        weights = (jumps * _normals(rays)).sum(1)
+        of_rays = [rays[:, 0], rays[:, 1], _angle(rays), weights]
+        gains, slopes = scales / norm, side["slopes"]
+        of_side = torch.cat([gains, slopes, gains * slopes])
+        return torch.cat([torch.stack(of_rays, dim=1).flatten(0, 1), of_side])
+
     def pair(
         self,
         left: Mapping[str, Tensor],
@@ -171,7 +195,7 @@ class PiecewiseLinearOfTwo:
             sign,
         )
         path = _path((self.cones.jumps, other.cones.jumps), (left["rays"], reflected), acute)
-        lost, lost_later = _integrate(path, self.nodes or _NODES.get(dtype, _MOST_NODES))
+        lost, lost_later = _integrate(path, self.nodes_for(dtype))
         sign = sign / (4 * math.pi**2)
         slopes = at_start - sign * lost
         gains = left["scales"] * right["scales"] * reflection / (left["norm"] * right["norm"])

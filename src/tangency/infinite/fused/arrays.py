@@ -47,7 +47,7 @@ class SideArrays:
         return self._number(array.node, 0).expand(self._side.count).contiguous()
 
     def matrix(self, array: Array, run: Run) -> Tensor:
-        """A quantity over the slice of a level, `(n, rows, columns)`, zero where nothing is."""
+        """A quantity over the slice of a level, `(n, rows, columns)`."""
         values = self._number(array.node, len(array.level))
         sizes = [extent.size for extent in array.level]
         return self._padded(values.expand(*sizes, self._side.count), array.level, run)
@@ -68,13 +68,19 @@ class SideArrays:
         return [self._geometry.extent(a).slot for a in axes if a is not None]
 
     def _padded(self, values: Tensor, level: Level, run: Run) -> Tensor:
-        """From `(*lead, *positions, n)` to `(n, *lead, rows, columns)`."""
-        rows, columns = run.shape(level)
+        """From `(*lead, *positions, n)` to `(n, *lead, rows, columns)`.
+
+        Where nothing is, the last position is repeated: what is computed there has no meaning, but
+        has to be a number.
+        """
         lead = values.shape[: values.dim() - 1 - len(level)]
         sizes = (1, *(extent.size for extent in level))[-2:]
-        out = values.new_zeros(values.shape[-1], *lead, rows, columns)
-        out[..., : sizes[0], : sizes[1]] = values.movedim(-1, 0).reshape(-1, *lead, *sizes)
-        return out
+        out = values.movedim(-1, 0).reshape(-1, *lead, *sizes)
+        for dim, whole in zip((-2, -1), run.shape(level), strict=True):
+            if whole > out.shape[dim]:
+                places = torch.arange(whole, device=out.device).clamp(max=out.shape[dim] - 1)
+                out = out.index_select(dim, places)
+        return out.contiguous()
 
     def _number(self, node: Node, rank: int) -> Tensor:
         """A one-sided node over the slots, `(*slots, n)`, of size one where it does not vary."""

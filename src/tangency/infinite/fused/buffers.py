@@ -51,9 +51,9 @@ class Buffers:
 
     def name(self, node: Node) -> str:
         """The pointer to a stored node's numbers, or to a slice of a block in memory."""
-        if node.kind == Kind.DENSE:
-            return f"g{self._run.schedule.dense.index(node)}"
-        return self._places[node]
+        if node in self._places:
+            return self._places[node]
+        return f"g{self._run.schedule.dense.index(node)}"
 
     def zeros(self, dtype: torch.dtype) -> str:
         """The pointer to a row of zeros."""
@@ -132,6 +132,8 @@ class Buffers:
             ]
         lines.append("}")
         for k, node in enumerate(self._run.schedule.dense):
+            if node in self._places:  # gathered from several slices
+                continue
             rows, columns = self._run.shape(self._run.level(node))
             kind, block = c_type(node.dtype), f"dense[{self._run.blocks[k]}]"
             lines.append(f"const {kind} *g{k} = (const {kind} *){block} + s * {rows * columns}L;")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangency.infinite.fused.graph import Node
+from tangency.infinite.fused.pooling import Pooling
+from tangency.infinite.fused.resampling import Resampling
 from tangency.infinite.fused.run import Chain
 from tangency.infinite.fused.runner import Inputs, Runner
 from tangency.infinite.side import Side
@@ -45,24 +47,26 @@ class ChainSums:
             inputs: list[Inputs] = []
             for index in range(len(self._chain.runs) - 1):
                 inputs.append(self._runner.inputs(index, side, side))
-                self._tell_pooled(side, index, inputs)
+                self._tell_mapped(side, index, inputs)
             if head and means:
                 inputs.append(self._runner.inputs(len(inputs), side, side))
                 self._tell_means(side, inputs)
 
-    def _tell_pooled(self, side: Side, index: int, inputs: list[Inputs]) -> None:
-        pools = [node.detail for node in self._chain.pools[index]]
-        root = next(k for k, pooling in enumerate(pools) if pooling.moment)
-        pooling, run = pools[root], self._chain.runs[index]
+    def _tell_mapped(self, side: Side, index: int, inputs: list[Inputs]) -> None:
+        maps = [node.detail for node in self._chain.maps[index]]
+        if isinstance(maps[0], Resampling) and maps[0].selects:
+            return  # known from the source's
+        root = next(k for k, mapped in enumerate(maps) if mapped.moment)
+        mapped, run = maps[root], self._chain.runs[index]
         found = self._runner.diagonal(index, root, side.count, inputs, self._pool)
-        slots = [run.geometry.extent(axis).slot for axis in pooling.axes]
+        slots = [run.geometry.extent(axis).slot for axis in mapped.axes]
         shape = found.shape[-len(slots) :]
         by_slot = torch.from_numpy(found.reshape(len(found), *shape))
         ordered = by_slot.permute(0, *(slot + 1 for slot in slots))
-        sizes = tuple(slice(0, axis.size) for axis in pooling.targets)
+        sizes = tuple(slice(0, axis.size) for axis in mapped.targets)
         kept = (slice(None), *sizes)
-        moments = pooling.factor * ordered[kept].movedim(0, -1)
-        _tell(side, pooling.value, moments)
+        factor = mapped.factor if isinstance(mapped, Pooling) else 1.0
+        _tell(side, mapped.value, factor * ordered[kept].movedim(0, -1))
 
     def _tell_means(self, side: Side, inputs: list[Inputs]) -> None:
         indices = np.arange(side.count)

@@ -14,7 +14,7 @@ from tangency.infinite.fused.arrays import SideArrays
 from tangency.infinite.fused.chain_sums import ChainSums
 from tangency.infinite.fused.compiler import compiled
 from tangency.infinite.fused.functions import Functions
-from tangency.infinite.fused.graph import Kind, Node
+from tangency.infinite.fused.graph import Kind, Node, NotFusable
 from tangency.infinite.fused.head import head_bytes, head_source
 from tangency.infinite.fused.loops import PRELUDE
 from tangency.infinite.fused.memory import address, integer, pointers, zeros
@@ -46,8 +46,11 @@ class FusedKernel:
     """
 
     def __init__(self, output: Value, rows: Side, columns: Side) -> None:
-        tracer, roots = traced_output(output, rows, columns)
-        self.plan: Plan = plan(tracer, roots)
+        try:
+            self.plan: Plan = plan(*traced_output(output, rows, columns))
+        except NotFusable:
+            # Windows that wrap around part of an image read a padded one.
+            self.plan = plan(*traced_output(output, rows, columns, wraps=False))
         self.dtype = rows.dtype
         self.source = _source(self.plan)
         self._library = compiled(self.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,7 +14,9 @@ from tangency.infinite.fused.compiler import CompilerMissing
 from tangency.infinite.fused.execution import FusedKernel
 from tangency.infinite.fused.graph import NotFusable
 from tangency.infinite.side import Side
+from tangency.infinite.values.composite_of_two import CompositeOfTwo
 from tangency.infinite.values.value import Value
+from tangency.infinite.values.weight import Weight
 from tangency.program.axes import size_of
 from tangency.program.capture import Program
 from tangency.program.geometry import ADAPTIVE_POOLS, POOLS
@@ -26,6 +29,9 @@ PAYS = 0.6
 
 SECONDS = {True: 2e-8, False: 1.7e-7}
 """Of eager evaluation, per layer and entry of a covariance; without positions, or with them."""
+
+SECONDS_OF_TWO = 8e-6
+"""The same for a function of two Gaussians that is linear on cones."""
 
 _JOINING = frozenset({"mean", "sum", *POOLS, *ADAPTIVE_POOLS})
 """Operations that join covariances at unequal positions."""
@@ -101,4 +107,18 @@ class Fusion:
         layers = 1 + sum(name in POINTWISE for name in names)
         pairs = rows.count * columns.count / (2 if rows is columns else 1)
         entries: float = pairs * positions**power
-        return SECONDS[positions == 1] * entries * layers
+        return entries * (SECONDS[positions == 1] * layers + SECONDS_OF_TWO * self._of_two)
+
+    @cached_property
+    def _of_two(self) -> int:
+        """Number of functions of two Gaussians."""
+        seen: set[Value] = set()
+        stack = [self._output]
+        while stack:
+            value = stack.pop()
+            if value not in seen:
+                seen.add(value)
+                stack += value.parts
+                if isinstance(value, Weight):
+                    stack += [piece for _, piece in value.source.pieces(frozenset())]
+        return sum(isinstance(value, CompositeOfTwo) for value in seen)

@@ -44,6 +44,13 @@ class Kind:
     """Sum over the axes `detail.axes`, at equal positions or over all offsets."""
     POOL = "pool"
     """Sums over windows side by side, `detail`, a `Pooling`."""
+    RESAMPLE = "resample"
+    """Sums over the few positions that each new one reads, `detail`, a `Resampling`."""
+
+    OF_TWO = "of two"
+    """A second moment of a function of two Gaussians, `detail`, an `OfTwo`."""
+
+    MAPS = (POOL, RESAMPLE)
 
     LEAVES = (LEFT, RIGHT, DATA, DENSE)
 

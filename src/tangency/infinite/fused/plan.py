@@ -10,6 +10,7 @@ import torch
 from tangency.infinite.fused.geometry import Geometry
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, deduplicated, each
 from tangency.infinite.fused.pooling import Pooling
+from tangency.infinite.fused.resampling import Resampling
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.fused.schedule import Schedule, schedule, whole
 from tangency.infinite.fused.trace import Tracer, multiple
@@ -55,7 +56,7 @@ def plan(tracer: Tracer, roots: tuple[Node, ...]) -> Plan:
         NotFusable: it is not local in the offset.
     """
     merged = tuple(_operation(root) for root in deduplicated(roots))
-    cut, sums = _cut(merged, Kind.REDUCE)
+    cut, sums = _cut(merged, (Kind.REDUCE,))
     groups: dict[object, list[Node]] = {}
     for leaf in sums:
         detail = leaf.detail.detail
@@ -70,12 +71,12 @@ def _operation(root: Node) -> Node:
     return root if root.kind == Kind.POINTWISE else multiple(root, 1.0, always=True)
 
 
-def _cut(roots: tuple[Node, ...], kind: str) -> tuple[tuple[Node, ...], list[Node]]:
-    """The graph above the nodes of one kind, which become leaves that are in memory."""
+def _cut(roots: tuple[Node, ...], kinds: tuple[str, ...]) -> tuple[tuple[Node, ...], list[Node]]:
+    """The graph above the nodes of these kinds, which become leaves that are in memory."""
     above: dict[Node, Node] = {}
     found: list[Node] = []
     for node in each(roots):
-        if node.kind == kind:
+        if node.kind in kinds:
             above[node] = Node(Kind.DENSE, node.dtype, node.axes, detail=node)
             found.append(above[node])
         else:
@@ -89,6 +90,8 @@ def _cut(roots: tuple[Node, ...], kind: str) -> tuple[tuple[Node, ...], list[Nod
 
 def _head(roots: tuple[Node, ...]) -> Head:
     nodes = list(each(roots))
+    if any(node.kind == Kind.OF_TWO for node in nodes):
+        raise NotFusable("a function of two Gaussians without positions")
     if any(node.axes for node in nodes):
         raise NotFusable("positions that are not summed over")
     matrices = [node for node in nodes if node.kind in (Kind.DENSE, Kind.DATA)]
@@ -104,7 +107,7 @@ def _head(roots: tuple[Node, ...]) -> Head:
 class _Draft:
     """A run whose moduli are not known yet."""
 
-    pools: list[Node]
+    maps: list[Node]
     roots: tuple[Node, ...]
     leaves: list[Node]
     geometry: Geometry
@@ -114,7 +117,9 @@ class _Draft:
         """The least moduli with which this run and those before it fit on their tori."""
         moduli = list(self.geometry.least)
         for below in self.inputs:
-            pooling = below.pooling
+            pooling = below.following
+            if isinstance(pooling, Resampling):
+                continue  # it reads a torus of its own
             for k, target in enumerate(pooling.targets):
                 extent = self.geometry.extent(target)
                 fine = below.least()[below.geometry.extent(pooling.axes[k]).slot]
@@ -124,11 +129,11 @@ class _Draft:
         return tuple(moduli)
 
     @property
-    def pooling(self) -> Pooling:
-        """The pooling that follows."""
-        pooling = self.pools[0].detail
-        assert isinstance(pooling, Pooling)
-        return pooling
+    def following(self) -> Pooling | Resampling:
+        """The map over positions that follows."""
+        detail = self.maps[0].detail
+        assert isinstance(detail, (Pooling, Resampling))
+        return detail
 
 
 def _chain(tracer: Tracer, leaves: list[Node]) -> Chain:
@@ -136,33 +141,40 @@ def _chain(tracer: Tracer, leaves: list[Node]) -> Chain:
     detail = leaves[0].detail.detail
     draft = _draft(tracer, roots, detail.axes, [])
     runs: list[Run] = []
-    pools: list[list[Node]] = []
-    _finish(draft, draft.least(), (), runs, pools)
+    maps: list[list[Node]] = []
+    _finish(draft, draft.least(), (), runs, maps)
     given = [(leaf, roots.index(leaf.detail.inputs[0])) for leaf in leaves]
-    return Chain(runs, pools, detail.weights, given)
+    return Chain(runs, maps, detail.weights, given)
 
 
 def _draft(
-    tracer: Tracer, roots: tuple[Node, ...], order: tuple[Axis, ...], pools: list[Node]
+    tracer: Tracer, roots: tuple[Node, ...], order: tuple[Axis, ...], maps: list[Node]
 ) -> _Draft:
     if not 1 <= len(order) <= 2:
         raise NotFusable("more than two position axes")
-    cut, leaves = _cut(roots, Kind.POOL)
+    cut, leaves = _cut(roots, Kind.MAPS)
     if any(node.kind == Kind.REDUCE for node in each(cut)):
         raise NotFusable("a sum over some of the positions")
     geometry = Geometry(tracer, cut, order)
     groups: dict[object, list[Node]] = {}
     for leaf in leaves:
         axes = tuple(tracer.representative(a) for a in leaf.detail.detail.targets)
-        groups.setdefault(axes, []).append(leaf)
+        groups.setdefault((axes, _reading(leaf.detail.detail)), []).append(leaf)
     inputs = []
     for group in groups.values():
-        pooling = group[0].detail.detail
-        slots = [geometry.extent(a).slot for a in pooling.targets]
-        axes = tuple(pooling.axes[slots.index(slot)] for slot in range(geometry.rank))
+        mapped = group[0].detail.detail
+        slots = [geometry.extent(a).slot for a in mapped.targets]
+        if sorted(slots) != list(range(geometry.rank)):
+            raise NotFusable("a map over positions to fewer axes, or to more")
+        axes = tuple(mapped.axes[slots.index(slot)] for slot in range(geometry.rank))
         below = tuple(leaf.detail.inputs[0] for leaf in group)
         inputs.append(_draft(tracer, below, axes, [leaf.detail for leaf in group]))
-    return _Draft(pools, cut, leaves, geometry, inputs)
+    return _Draft(maps, cut, leaves, geometry, inputs)
+
+
+def _reading(mapped: Pooling | Resampling) -> object:
+    """What maps of one group have in common."""
+    return mapped.rows if isinstance(mapped, Resampling) else mapped.widths
 
 
 def _finish(
@@ -170,24 +182,35 @@ def _finish(
     moduli: tuple[int, ...],
     widths: tuple[int, ...],
     runs: list[Run],
-    pools: list[list[Node]],
+    maps: list[list[Node]],
 ) -> None:
     """Append a draft's runs, those that it reads first."""
     places: dict[Node, int] = {}
     for below in draft.inputs:
-        pooling = below.pooling
-        order = [below.geometry.extent(a).slot for a in pooling.axes]
-        sizes, steps = [0] * len(order), [0] * len(order)
-        for k, target in enumerate(pooling.targets):
-            extent = draft.geometry.extent(target)
-            steps[order[k]] = pooling.widths[k]
-            sizes[order[k]] = pooling.widths[k] * extent.whole(moduli[extent.slot])
-        _finish(below, tuple(sizes), tuple(steps), runs, pools)
-        places.update({pool: runs[-1].first + k for k, pool in enumerate(below.pools)})
+        sizes, steps = _windows(draft, below, moduli)
+        _finish(below, sizes, steps, runs, maps)
+        places.update({node: runs[-1].first + k for k, node in enumerate(below.maps)})
     draft.geometry.check(moduli)
     planned = schedule(draft.roots, draft.geometry)
     blocks = tuple(places[leaf.detail] for leaf in planned.dense)
     first = sum(len(run.roots) for run in runs)
-    runs.append(Run(draft.roots, draft.geometry, moduli, planned, blocks, first, widths))
+    stored = bool(widths) and isinstance(draft.following, Resampling)
+    runs.append(Run(draft.roots, draft.geometry, moduli, planned, blocks, first, widths, stored))
     if widths:
-        pools.append(draft.pools)
+        maps.append(draft.maps)
+
+
+def _windows(
+    draft: _Draft, below: _Draft, moduli: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Moduli of a run before another one, and the widths of the windows that join the two."""
+    mapped = below.following
+    order = [below.geometry.extent(a).slot for a in mapped.axes]
+    if isinstance(mapped, Resampling):
+        return below.least(), (1,) * len(order)
+    sizes, widths = [0] * len(order), [0] * len(order)
+    for k, target in enumerate(mapped.targets):
+        extent = draft.geometry.extent(target)
+        widths[order[k]] = mapped.widths[k]
+        sizes[order[k]] = mapped.widths[k] * extent.whole(moduli[extent.slot])
+    return tuple(sizes), tuple(widths)

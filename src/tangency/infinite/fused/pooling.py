@@ -1,7 +1,8 @@
-"""Linear maps over positions that end a run: means over all positions, and pooling.
+"""What a value is of the positions of another one: means over all of them, pooling, resampling.
 
-Both join different offsets: a mean takes all of them, pooling with windows that do not overlap
-joins those of the pairs of positions in two windows.
+All join different offsets: a mean takes all of them, pooling with windows that do not overlap
+joins those of the pairs of positions in two windows, and other maps gather what they read
+(`resampling.py`). Only what reads one position at a time, at equal distances, does not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.fused.graph import NotFusable
-from tangency.infinite.values.position import Average, Mapped, Take
+from tangency.infinite.fused.resampling import Resampling, one_tap, sparse_rows
+from tangency.infinite.values.position import OUTSIDE, Average, Mapped, Take
 from tangency.infinite.values.regroup import Regroup
 from tangency.infinite.values.value import Value
+from tangency.infinite.values.window import Window
 from tangency.program.axes import Axis
 
 __all__ = ["Map", "Pooling", "mapping"]
@@ -41,21 +44,59 @@ class Map:
             return None
         return tuple(tuple(matrix[0].tolist()) for matrix in self.matrices)
 
-    def pooling(self, value: Value, *, moment: bool) -> Pooling:
-        """The pooling of blocks that `value` is.
+    @property
+    def gathers(self) -> bool:
+        """Whether it is none of the other kinds: no sum over positions, no windows, no pooling."""
+        if None in self.targets or self.windows is not None:
+            return False
+        return any(_blocks(matrix) is None for matrix in self.matrices)
+
+    @property
+    def windows(self) -> tuple[Window | None, ...] | None:
+        """Windows of one tap, or None along axes that stay, if that is all."""
+        found: list[Window | None] = []
+        for axis, target, matrix in zip(self._axes, self.targets, self.matrices, strict=True):
+            window = None if target is None else one_tap(matrix, axis, target)
+            if window is None:
+                return None
+            found.append(None if target is axis else window)
+        return tuple(found)
+
+    @property
+    def _axes(self) -> tuple[Axis, ...]:
+        return self.source.positions
+
+    @property
+    def _all_targets(self) -> tuple[Axis, ...]:
+        """The axes that replace those of the source.
 
         Raises:
-            NotFusable: windows that overlap, or differ in size or weight.
+            NotFusable: some are gone.
         """
-        targets = [target for target in self.targets if target is not None]
+        targets = tuple(target for target in self.targets if target is not None)
         if len(targets) != len(self.targets):
             raise NotFusable("a mean over some of the positions")
-        widths, factor = [], 1.0
+        return targets
+
+    def pooling(self, value: Value, *, moment: bool) -> Pooling | None:
+        """The pooling of blocks that `value` is, if it is one."""
+        targets, widths, factor = self._all_targets, [], 1.0
         for matrix in self.matrices:
-            width, weight = _blocks(matrix)
-            widths.append(width)
-            factor *= weight**2
-        return Pooling(value, moment, factor, self.source.positions, tuple(targets), tuple(widths))
+            block = _blocks(matrix)
+            if block is None:
+                return None
+            widths.append(block[0])
+            factor *= block[1] ** 2
+        return Pooling(value, moment, factor, self._axes, targets, tuple(widths))
+
+    def resampling(self, value: Value, *, moment: bool) -> Resampling:
+        """What the positions of `value` read.
+
+        Raises:
+            NotFusable: too many positions.
+        """
+        rows = tuple(sparse_rows(matrix) for matrix in self.matrices)
+        return Resampling(value, moment, self._axes, self._all_targets, rows)
 
 
 @dataclass(frozen=True)
@@ -79,48 +120,74 @@ class Pooling:
     widths: tuple[int, ...]
 
 
-def _blocks(matrix: Tensor) -> tuple[int, float]:
-    """Width and weight of the windows of a pooling matrix `(new, old)`."""
+def _blocks(matrix: Tensor) -> tuple[int, float] | None:
+    """Width and weight of the windows of a pooling matrix `(new, old)`; None if it is none."""
     width, weight = int((matrix[0] != 0).sum()), float(matrix[0, 0])
     new, old = matrix.shape
     expected = torch.zeros_like(matrix)
     if width * new <= old:
         for k in range(new):
             expected[k, k * width : (k + 1) * width] = weight
-    if width == 0 or not torch.equal(expected, matrix):
-        raise NotFusable("a map over positions other than pooling with windows side by side")
-    return width, weight
+    return None if width == 0 or not torch.equal(expected, matrix) else (width, weight)
 
 
 def mapping(value: Value) -> Map | None:
-    """What `value` is of a value that is no map over positions itself; None if it is none."""
-    if isinstance(value, (Average, Mapped)):
-        joined = _joined(value)
-        if joined is not None:
-            return joined
-    if isinstance(value, Average):
-        return _averaged(value)
-    if isinstance(value, Mapped):
-        return _replaced(value, value.new, value.matrix)
-    if isinstance(value, Take) and value.new is None and value.axis.size == 1:
-        return _replaced(value, None, torch.ones(1, 1, dtype=torch.float64))
-    return None
+    """What `value` is of a value that is no map over positions itself; None if it is none.
+
+    Maps that follow on each other are one, unless that would make a gathering of what pools.
+    """
+    if not isinstance(value, (Average, Mapped, Take)):
+        return None
+    source = _joined_source(value) or value.source
+    known = mapping(source)
+    whole = None if known is None else _made(value, known)
+    if whole is not None and known is not None and (known.gathers or not whole.gathers):
+        return whole
+    ones = tuple(torch.eye(a.size, dtype=torch.float64) for a in source.positions)
+    return _made(value, Map(source, source.positions, ones))
 
 
-def _joined(value: Average | Mapped) -> Map | None:
-    """A mean (or another constant multiple of the sum) over several axes counted as one."""
+def _joined_source(value: Average | Mapped | Take) -> Value | None:
+    """Whose positions a mean (or multiple of the sum) over several axes counted as one is of."""
     source = value.source
-    if not isinstance(source, Regroup) or len(source.new) != 1:
+    if not isinstance(source, Regroup) or len(source.new) != 1 or isinstance(value, Take):
         return None
-    if isinstance(value, Average):
-        axes, weight, new = value.axes, 1 / source.new[0].size, None
-    else:
-        axes, weight, new = (value.axis,), float(value.matrix[0, 0]), value.new
-        if not torch.equal(value.matrix, torch.full_like(value.matrix[:1], weight)):
+    if isinstance(value, Mapped):
+        alike = torch.full_like(value.matrix[:1], float(value.matrix[0, 0]))
+        if not torch.equal(value.matrix, alike):
             return None
-    if axes != source.new:
+    axes = value.axes if isinstance(value, Average) else (value.axis,)
+    return source.source if axes == source.new else None
+
+
+def _made(value: Average | Mapped | Take, inner: Map) -> Map | None:
+    """What `value` is, given what its source is; None for what has no such form."""
+    if _joined_source(value) is not None and not isinstance(value, Take):
+        return _joined(value, inner)
+    if isinstance(value, Average):
+        return _averaged(value, inner)
+    if isinstance(value, Mapped):
+        return _replaced(value, inner, value.new, value.matrix)
+    if value.new is None and value.axis.size > 1:
         return None
-    inner = _inner(source.source)
+    return _replaced(value, inner, value.new, _selection(value))
+
+
+def _selection(value: Take) -> Tensor:
+    """The matrix of zeros and ones that takes the positions, `(new, old)`."""
+    matrix = torch.zeros(len(value.indices), value.axis.size, dtype=torch.float64)
+    for new, old in enumerate(value.indices):
+        if old != OUTSIDE:
+            matrix[new, old] = 1
+    return matrix
+
+
+def _joined(value: Average | Mapped, inner: Map) -> Map:
+    source = value.source
+    assert isinstance(source, Regroup)
+    weight, new = 1 / source.new[0].size, None
+    if isinstance(value, Mapped):
+        weight, new = float(value.matrix[0, 0]), value.new
     targets, matrices = list(inner.targets), list(inner.matrices)
     for number, axis in enumerate(source.old):
         k = targets.index(axis)
@@ -130,17 +197,7 @@ def _joined(value: Average | Mapped) -> Map | None:
     return Map(inner.source, tuple(targets), tuple(matrices))
 
 
-def _inner(source: Value) -> Map:
-    """The map that a source is already, or none."""
-    known = mapping(source)
-    if known is not None:
-        return known
-    ones = tuple(torch.eye(a.size, dtype=torch.float64) for a in source.positions)
-    return Map(source, source.positions, ones)
-
-
-def _averaged(value: Average) -> Map:
-    inner = _inner(value.source)
+def _averaged(value: Average, inner: Map) -> Map:
     targets, matrices = list(inner.targets), list(inner.matrices)
     for axis in value.axes:
         k = targets.index(axis)
@@ -148,8 +205,7 @@ def _averaged(value: Average) -> Map:
     return Map(inner.source, tuple(targets), tuple(matrices))
 
 
-def _replaced(value: Mapped | Take, new: Axis | None, matrix: Tensor) -> Map:
-    inner = _inner(value.source)
+def _replaced(value: Mapped | Take, inner: Map, new: Axis | None, matrix: Tensor) -> Map:
     targets, matrices = list(inner.targets), list(inner.matrices)
     k = targets.index(value.axis)
     targets[k], matrices[k] = new, matrix @ matrices[k]

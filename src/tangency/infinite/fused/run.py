@@ -8,7 +8,8 @@ from fractions import Fraction
 from tangency.infinite.fused.geometry import Geometry, Level
 from tangency.infinite.fused.graph import Node
 from tangency.infinite.fused.pooling import Pooling
-from tangency.infinite.fused.schedule import Gather, Schedule, Slide
+from tangency.infinite.fused.resampling import Resampling
+from tangency.infinite.fused.schedule import Fetch, Gather, Schedule, Slide
 
 __all__ = ["Chain", "Run"]
 
@@ -26,6 +27,7 @@ class Run:
         first: number of the first block that the run makes, one per root.
         widths: of the windows, per slot, that its results are summed over; empty for the last run
             of a chain, whose results are summed over all positions.
+        stored: whether its slices are kept in memory as they are; the widths are one then.
     """
 
     roots: tuple[Node, ...]
@@ -35,6 +37,7 @@ class Run:
     blocks: tuple[int, ...] = ()
     first: int = 0
     widths: tuple[int, ...] = ()
+    stored: bool = False
 
     def shape(self, level: Level) -> tuple[int, int]:
         """Rows and columns of a slice's matrix at a level."""
@@ -64,6 +67,11 @@ class Run:
         return widths[-2], widths[-1]
 
     @property
+    def pools(self) -> bool:
+        """Whether its results are added up in windows, in memory."""
+        return bool(self.widths) and not self.stored
+
+    @property
     def data(self) -> list[Node]:
         """Leaves made of the data of both sides."""
         return [step.node for step in self.schedule.steps if isinstance(step, Gather)]
@@ -73,6 +81,15 @@ class Run:
         """Sums over taps, in the order of the tables."""
         return [step.node for step in self.schedule.steps if isinstance(step, Slide)]
 
+    @property
+    def fetched(self) -> list[Node]:
+        """What is gathered from blocks in memory, in the order of the tables."""
+        return [step.node for step in self.schedule.steps if isinstance(step, Fetch)]
+
+    def block(self, leaf: Node) -> int:
+        """The number of the block that a leaf in memory is read from."""
+        return self.blocks[self.schedule.dense.index(leaf)]
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -80,21 +97,32 @@ class Chain:
 
     Attributes:
         runs: in order; the last one's results are summed over all positions.
-        pools: the sums over windows that each run but the last makes, one per root.
+        maps: the sums over windows, or resampled slices, that are made of each run's roots but
+            the last one's.
         weights: of the positions along each axis, or None for a sum over equal positions.
         leaves: of the head, that this chain gives, by the index of their root in the last run.
     """
 
     runs: list[Run]
-    pools: list[list[Node]]
+    maps: list[list[Node]]
     weights: tuple[tuple[float, ...], ...] | None
     leaves: list[tuple[Node, int]]
 
-    def pooling(self, index: int) -> Pooling:
-        """The pooling that follows on a run."""
-        pooling = self.pools[index][0].detail
-        assert isinstance(pooling, Pooling)
-        return pooling
+    def following(self, index: int) -> Pooling | Resampling:
+        """The map over positions that follows on a run."""
+        detail = self.maps[index][0].detail
+        assert isinstance(detail, (Pooling, Resampling))
+        return detail
+
+    def resampling(self, index: int) -> Resampling:
+        """The gathering that follows on a run whose slices are kept."""
+        detail = self.following(index)
+        assert isinstance(detail, Resampling)
+        return detail
+
+    def maker(self, block: int) -> int:
+        """The run that makes a block."""
+        return max(k for k, run in enumerate(self.runs) if run.first <= block)
 
     def reader(self, index: int) -> tuple[int, Level]:
         """The run that reads the blocks of a run, and the level at which it does."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from tangency import tiles
 from tangency.infinite.fused.arrays import SideArrays, form
 from tangency.infinite.fused.buffers import Buffers
-from tangency.infinite.fused.graph import Kind
+from tangency.infinite.fused.fetching import fetched
+from tangency.infinite.fused.graph import Kind, NotFusable
 from tangency.infinite.fused.memory import address, integer, pointers, table, zeros
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.fused.tables import Sweep, sweeps
@@ -28,6 +29,9 @@ TASKS = 8
 """Pieces of work per thread, so that the threads end together."""
 
 MOST_TASKS = 200
+MOST_BYTES = 1 << 30
+"""Of slices in memory, of all threads together."""
+
 FEWEST_PAIRS = 64
 """Long work is cut into more pieces, so that a progress bar moves: so many, of so many pairs."""
 
@@ -58,6 +62,9 @@ class Runner:
     Args:
         library: the compiled code.
         name: of the chain in it.
+
+    Raises:
+        NotFusable: slices that are kept in memory take too much of it.
     """
 
     def __init__(self, library: ctypes.CDLL, name: str, chain: Chain) -> None:
@@ -66,6 +73,11 @@ class Runner:
         self._chain = chain
         self._scratch = [Buffers(run).bytes for run in chain.runs]
         self._guard = max(Buffers(run).guard for run in chain.runs) * 8
+        everywhere, last = chain.weights is not None, len(chain.runs) - 1
+        swept = sweeps(chain, last, everywhere=everywhere, symmetric=False)
+        self._kept = sum(self._memory(swept))
+        if self._kept > MOST_BYTES:
+            raise NotFusable("slices that take more memory than there should be")
 
     def inputs(self, index: int, rows: Side, columns: Side) -> Inputs:
         """The quantities of single examples that a run reads."""
@@ -90,32 +102,38 @@ class Runner:
             if len(indices)
         ]
         total = np.zeros((len(pairs), len(self._chain.runs[-1].roots)))
-        if len(pairs) >= TASKS * torch.get_num_threads():
+        threads = torch.get_num_threads()
+        if len(pairs) >= TASKS * threads and self._kept * threads <= MOST_BYTES:
             self._by_pairs(pairs, inputs, groups, total, pool)
             return total
         with tiles.progress("kernel", len(pairs)) as advance:
             for indices, swept in groups:
+                dense = self._blocks(swept)
                 for k in indices:
-                    total[k] = self._one(pairs[k], inputs, swept, pool)[0]
+                    total[k] = self._one(pairs[k], inputs, swept, pool, dense)
                     advance()
         return total
 
     def diagonal(
         self, index: int, root: int, count: int, inputs: list[Inputs], pool: ThreadPoolExecutor
     ) -> NDArray[np.generic]:
-        """The sums over windows of a run's root, of each example with itself at equal positions.
+        """What follows on a run, of each example with itself at equal positions.
 
-        The root is a moment; the shape is `(examples, rows, columns)`.
+        It is made of a root that is a moment; the shape is `(examples, rows, columns)`.
         """
         swept = sweeps(self._chain, index, everywhere=False, symmetric=True)
         run = self._chain.runs[index]
         rows, columns = run.shape(run.result)
         high, wide = run.windowed
-        shape = rows // high, columns // wide
-        found = []
+        gathers = fetched(self._chain, index, [0], [0]) if run.stored else None
+        found, dense = [], self._blocks(swept)
         for i in range(count):
-            _, dense = self._one(np.array([i, i]), inputs, swept, pool)
-            found.append(dense[run.first + root].view(np.float64).reshape(shape).copy())
+            self._one(np.array([i, i]), inputs, swept, pool, dense)
+            made = dense[run.first + root].view(np.float64)
+            if gathers is not None:
+                found.append(gathers.of(made))
+            else:
+                found.append(made.reshape(rows // high, columns // wide).copy())
         return np.stack(found)
 
     # -- many pairs ----------------------------------------------------------------------------
@@ -152,7 +170,7 @@ class Runner:
 
         def part(indices: NDArray[np.intp]) -> None:
             scratch = [zeros(size) for size in self._scratch]
-            dense = [zeros(int(size), self._guard) for size in sizes]
+            dense = self._blocks(swept)
             chosen = np.ascontiguousarray(pairs[indices])
             sums = np.zeros((len(indices), total.shape[1]))
             function(
@@ -173,17 +191,21 @@ class Runner:
         inputs: list[Inputs],
         swept: list[Sweep],
         pool: ThreadPoolExecutor,
-    ) -> tuple[Sums, list[NDArray[np.uint8]]]:
-        """All threads take slices of one run after the other."""
-        dense = [zeros(size, self._guard) for size in self._sizes(swept)]
+        dense: list[NDArray[np.uint8]],
+    ) -> Sums:
+        """All threads take slices of one run after the other; `dense` is filled anew."""
         sums = np.zeros(len(self._chain.runs[-1].roots))
         for k, sweep in enumerate(swept):
+            if not sweep.count:
+                continue
             run = self._chain.runs[k]
             call = self._call(k, pair, inputs[k], sweep)
             pieces = max(1, min(TASKS * torch.get_num_threads(), len(sweep.across)))
-            if run.widths:
+            if run.pools:
                 pieces = min(pieces, torch.get_num_threads())  # each has blocks of its own
-            own = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
+            own = range(run.first, run.first + len(run.roots)) if run.pools else range(0)
+            for block in own:
+                dense[block][:] = 0
             cuts = [p * len(sweep.across) // pieces * len(sweep.down) for p in range(pieces + 1)]
             jobs = [pool.submit(call, dense, own, a, b) for a, b in itertools.pairwise(cuts)]
             for job in jobs:
@@ -193,7 +215,40 @@ class Runner:
                 for root, block, more in zip(run.roots, own, made, strict=False):
                     kind = np.float64 if root.dtype == torch.float64 else np.float32
                     dense[block].view(kind)[:] += more.view(kind)
-        return sums, dense
+        return sums
+
+    def _blocks(self, swept: list[Sweep]) -> list[NDArray[np.uint8]]:
+        """The memory between the runs, which blocks share that are not needed at the same time."""
+        sizes = self._sizes(swept)
+        places = self._places(len(sizes))
+        made = [zeros(size, self._guard) for size in self._memory(swept)]
+        return [made[place][:size] for place, size in zip(places, sizes, strict=True)]
+
+    def _memory(self, swept: list[Sweep]) -> list[int]:
+        """Sizes of all places."""
+        sizes = self._sizes(swept)
+        largest: dict[int, int] = {}
+        for place, size in zip(self._places(len(sizes)), sizes, strict=True):
+            largest[place] = max(size, largest.get(place, 0))
+        return [largest[place] for place in sorted(largest)]
+
+    def _places(self, count: int) -> list[int]:
+        """For each of the first blocks, a place that is free while it is needed.
+
+        A place holds one type of number, for taps that leave a slice read what is beside it.
+        """
+        places: list[int] = []
+        held: list[tuple[torch.dtype, int]] = []  # the type of each place, and its last reader
+        for k, run in enumerate(self._chain.runs[:-1]):
+            reader = self._chain.reader(k)[0]
+            for root in run.roots:
+                free = [
+                    at for at, (kind, last) in enumerate(held) if kind == root.dtype and last < k
+                ]
+                place = free[0] if free else len(held)
+                held[place : place + 1] = [(root.dtype, reader)]
+                places.append(place)
+        return places[:count]
 
     def _call(self, index: int, pair: NDArray[np.int64], inputs: Inputs, sweep: Sweep) -> Slices:
         function = getattr(self._library, f"{self._name}_{index}")
@@ -219,8 +274,11 @@ class Runner:
             if not run.widths:
                 continue
             slices = 1
-            if k + 1 < len(swept):
-                slices = swept[self._chain.reader(k)[0]].count
+            if run.stored:
+                slices = swept[k].count
+            elif k + 1 < len(swept):
+                reader = self._chain.reader(k)[0]
+                slices = swept[reader].count if reader < len(swept) else 0
             rows, columns = run.shape(run.result)
             high, wide = run.windowed
             numbers = slices * rows * columns // (high * wide)

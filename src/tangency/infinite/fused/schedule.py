@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from tangency.infinite.fused.geometry import Geometry, Level
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, each, uses
+from tangency.infinite.fused.two_gaussians import INPUTS
 
-__all__ = ["Array", "Gather", "Loop", "Schedule", "Slide", "schedule", "whole"]
+__all__ = ["Apply", "Array", "Fetch", "Gather", "Loop", "Schedule", "Slide", "schedule", "whole"]
 
 LONGEST = 160
 """Operations of one loop over the pairs; longer ones run out of registers."""
@@ -39,10 +40,30 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """What a map over positions reads of slices in memory."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
 class Slide:
     """The sum over the taps of one window."""
 
     node: Node
+
+
+@dataclass
+class Apply:
+    """The second moments of a function of two Gaussians: `nodes` of equal arguments."""
+
+    level: Level
+    nodes: list[Node]
+
+    @property
+    def stores(self) -> list[Node]:
+        """All are kept."""
+        return self.nodes
 
 
 @dataclass
@@ -54,7 +75,7 @@ class Loop:
     stores: list[Node] = field(default_factory=list)
 
 
-Step = Gather | Slide | Loop
+Step = Gather | Fetch | Slide | Apply | Loop
 
 
 @dataclass
@@ -158,13 +179,13 @@ class _Planner:
         for node in self.nodes:
             if "pair" in self.sides[node]:
                 self.phase[node] = self._phase(node)
-        windows = [node for node in self.nodes if node.kind == Kind.WINDOW]
-        if any(node not in self.phase for node in (*roots, *(w.inputs[0] for w in windows))):
+        inputs = [n for node in self.nodes for n in _from_memory(node)]
+        if any(node not in self.phase for node in (*roots, *inputs)):
             raise NotFusable("a covariance that does not depend on the data of both sides")
 
     def _phase(self, node: Node) -> int:
         phases = [self.phase[n] for n in node.inputs if n in self.phase]
-        return max(phases, default=0) + (node.kind == Kind.WINDOW)
+        return max(phases, default=0) + bool(_from_memory(node))
 
     def level(self, node: Node) -> Level:
         """The level of a node that depends on the pair."""
@@ -176,28 +197,33 @@ class _Planner:
     def stored(self, node: Node) -> bool:
         """Whether a node is read elsewhere than in its own loop."""
         if node.kind != Kind.POINTWISE:
-            return node.kind in (Kind.WINDOW, Kind.DATA)
+            return node.kind in (Kind.WINDOW, Kind.OF_TWO, Kind.DATA)
         later = [
-            u
-            for u in self.users[node]
-            if u.kind == Kind.WINDOW or self.phase[u] != self.phase[node]
+            u for u in self.users[node] if _from_memory(u) or self.phase[u] != self.phase[node]
         ]
         return bool(later) or node in self.roots
 
     def steps(self) -> list[Step]:
-        """Gathers, then phase by phase the windows and the loops."""
+        """Gathers and fetches, then phase by phase the windows and the loops."""
         ordered = [n for n in self.nodes if n in self.phase]
         steps: list[Step] = [Gather(n) for n in ordered if n.kind == Kind.DATA]
+        dense = (n for n in ordered if n.kind == Kind.DENSE)
+        steps += [Fetch(n) for n in dense if n.detail.kind == Kind.RESAMPLE]
         ordered.sort(key=lambda n: self.phase[n])
         for _, group in itertools.groupby(ordered, key=lambda n: self.phase[n]):
             steps.extend(self._phase_steps(list(group)))
         return steps
 
     def _phase_steps(self, group: list[Node]) -> Iterable[Step]:
-        """Windows first; they read what earlier phases stored."""
+        """Windows first, and functions of two; they read what earlier phases stored."""
+        applied: dict[object, Apply] = {}
         for node in group:
             if node.kind == Kind.WINDOW:
                 yield Slide(node)
+            if node.kind == Kind.OF_TWO:
+                key = node.arguments, replace(node.detail, output=0)
+                applied.setdefault(key, Apply(self.level(node), [])).nodes.append(node)
+        yield from applied.values()
         loops: dict[Level, Loop] = {}
         for node in group:
             if node.kind != Kind.POINTWISE:
@@ -216,7 +242,7 @@ def _arrays(steps: list[Step], sides: dict[Node, frozenset[str]]) -> list[Array]
     """One-sided nodes that loops read."""
     found: dict[Array, None] = {}
     for step in steps:
-        if not isinstance(step, Loop):
+        if not isinstance(step, (Apply, Loop)):
             continue
         for node in step.nodes:
             for source in node.inputs:
@@ -232,12 +258,22 @@ def _lifetimes(steps: list[Step], roots: tuple[Node, ...]) -> dict[Node, tuple[i
     born: dict[Node, int] = {}
     last: dict[Node, int] = {}
     for index, step in enumerate(steps):
-        made = step.stores if isinstance(step, Loop) else [step.node]
-        born.update(dict.fromkeys(made, index))
-        for node in step.nodes if isinstance(step, Loop) else [step.node]:
+        if isinstance(step, (Apply, Loop)):
+            nodes, stores = step.nodes, step.stores
+        else:
+            nodes = stores = [step.node]
+        born.update(dict.fromkeys(stores, index))
+        for node in nodes:
             last.update({n: index for n in node.inputs if n in born})
     last.update({root: len(steps) for root in roots})
     return {node: (when, last.get(node, when)) for node, when in born.items()}
+
+
+def _from_memory(node: Node) -> tuple[Node, ...]:
+    """Inputs whose whole slice is read, after a loop over it has ended."""
+    if node.kind == Kind.OF_TWO:
+        return node.inputs[:INPUTS]
+    return node.inputs if node.kind == Kind.WINDOW else ()
 
 
 def _dependence(nodes: list[Node]) -> dict[Node, frozenset[str]]:
@@ -247,7 +283,7 @@ def _dependence(nodes: list[Node]) -> dict[Node, frozenset[str]]:
         own: frozenset[str] = frozenset()
         if node.kind in (Kind.LEFT, Kind.RIGHT):
             own = frozenset({node.kind})
-        elif node.kind in (Kind.DATA, Kind.DENSE, Kind.WINDOW):
+        elif node.kind in (Kind.DATA, Kind.DENSE, Kind.WINDOW, Kind.OF_TWO):
             own = frozenset({"pair"})
         sides[node] = own.union(*(sides[n] for n in node.inputs))
     return sides

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from tangency.infinite.fused.buffers import Buffers
+from tangency.infinite.fused.fetches import TABLES, fetch
 from tangency.infinite.fused.functions import Call, Functions, Piece
 from tangency.infinite.fused.geometry import Level, reads
 from tangency.infinite.fused.graph import Kind, Node
 from tangency.infinite.fused.loops import statements
 from tangency.infinite.fused.operations import c_type, times
 from tangency.infinite.fused.run import Run
-from tangency.infinite.fused.schedule import Gather, Loop, Slide
+from tangency.infinite.fused.schedule import Apply, Fetch, Loop, Slide, Step
+from tangency.infinite.fused.two_gaussians import text_of_two
 from tangency.infinite.values.window import Window
 
 __all__ = ["RESULTS", "chain_source", "slices_source"]
@@ -31,7 +33,8 @@ SIGNATURE = (
 )
 
 RESULTS = 5
-"""Number of the tables that every run has; two per window follow, then two for a pooling."""
+"""Number of the tables that every run has; two per window follow, two for a pooling, and four for
+each node that is gathered from memory."""
 
 NEAR = 1e-2
 """Versines of data below this are computed from differences, as `input_angles` does."""
@@ -57,7 +60,7 @@ def slices_source(name: str, run: Run, functions: Functions) -> list[str | Call]
     lines += writer.buffers.assembly()
     for step in run.schedule.steps:
         lines += writer.step(step)
-    return [*lines, *(writer.pools() if run.widths else writer.sums()), "}", "}"]
+    return [*lines, *writer.results(), "}", "}"]
 
 
 class _Writer:
@@ -80,10 +83,14 @@ class _Writer:
             lines.append(f"const double *l{k} = (const double *)left[{k}] + i * {size}L;")
         return lines
 
-    def step(self, step: Gather | Slide | Loop) -> Sequence[str | Call]:
+    def step(self, step: Step) -> Sequence[str | Call]:
         """One step of a slice."""
         if isinstance(step, Loop):
             return self._loop(step)
+        if isinstance(step, Apply):
+            return self._apply(step)
+        if isinstance(step, Fetch):
+            return [self.functions.add(self._fetch(step.node))]
         return self._slide(step.node) if isinstance(step, Slide) else self._gather(step.node)
 
     def _parts(self, level: Level, piece: Piece, shifted: Sequence[int]) -> list[str | Call]:
@@ -207,6 +214,50 @@ class _Writer:
         kinds = ("const int *", *[f"const {kind} *"] * 2, f"{kind} *")
         return Piece(kinds, "\n".join(text), (where, zeros, source, self.buffers.name(node)))
 
+    def _apply(self, step: Apply) -> list[str | Call]:
+        """Second moments of a function of two Gaussians."""
+        first, inputs = step.nodes[0], step.nodes[0].inputs
+        kind = c_type(first.dtype)
+        kinds, arguments, shifted = ["long", "long"], ["", ""], []
+        for node in inputs:
+            kinds.append(f"const {c_type(node.dtype)} *restrict")
+            index = self.run.schedule.array(node, step.level)
+            if index is None:
+                arguments.append(self.buffers.name(node))
+            elif self.run.schedule.arrays[index].side == Kind.LEFT:
+                arguments.append(f"l{index}")
+            else:
+                shifted.append(len(arguments))
+                arguments.append(f"r{index}")
+        kinds += [f"{kind} *restrict"] * len(step.nodes)
+        arguments += [self.buffers.name(node) for node in step.nodes]
+        lines = text_of_two(first.detail, [node.detail.output for node in step.nodes])
+        piece = Piece(tuple(kinds), "\n".join(lines), tuple(arguments))
+        return self._parts(step.level, piece, shifted)
+
+    def _fetch(self, node: Node) -> Piece:
+        """What a map over positions reads of the slices of the run before."""
+        tables = RESULTS + 2 * len(self.run.windows) + 2 * self.run.pools
+        tables += TABLES * self.run.fetched.index(node)
+        return fetch(self.run, node, tables, self.buffers.name(node))
+
+    def results(self) -> list[str | Call]:
+        """What becomes of the roots."""
+        if self.run.stored:
+            return self.stores()
+        return self.pools() if self.run.widths else self.sums()
+
+    def stores(self) -> list[str | Call]:
+        """Keep each root's slice."""
+        rows, columns = self.run.shape(self.run.result)
+        lines: list[str | Call] = []
+        for k, root in enumerate(self.run.roots):
+            kind, size = c_type(root.dtype), rows * columns
+            block = f"({kind} *)dense[{self.run.first + k}] + s * {size}L"
+            source = self.buffers.name(root)
+            lines.append(f"memcpy({block}, {source}, {size} * sizeof({kind}));")
+        return lines
+
     def sums(self) -> list[str | Call]:
         """Add up each root over the positions that exist."""
         rows, columns = self.run.shape(self.run.level(self.run.roots[0]))
@@ -316,7 +367,7 @@ def chain_source(name: str, runs: Sequence[Run]) -> str:
         "for (long pair = 0; pair < count; pair++) {",
     ]
     for k, run in enumerate(runs):
-        made = range(run.first, run.first + len(run.roots)) if run.widths else range(0)
+        made = range(run.first, run.first + len(run.roots)) if run.pools else range(0)
         lines += [f"memset(dense[{block}], 0, bytes[{block}]);" for block in made]
         lines.append(
             f"{name}_{k}(left[{k}], right[{k}], tables[{k}], scratch[{k}], dense, pairs[2 * pair],"

@@ -16,6 +16,7 @@ from tangency.infinite.fused.graph import Data, Kind, Node, NotFusable, Reductio
 from tangency.infinite.fused.pooling import Map, mapping
 from tangency.infinite.fused.trace import (
     EXAMPLES,
+    WHOLE,
     Label,
     Traced,
     Tracer,
@@ -23,14 +24,17 @@ from tangency.infinite.fused.trace import (
     multiple,
     traced,
 )
+from tangency.infinite.fused.traced_two import traced_pair_of_two
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.side import DATA, Side
 from tangency.infinite.values.composite import Composite
+from tangency.infinite.values.composite_of_two import pair_of_two
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.sources import Bias
 from tangency.infinite.values.sum import Sum, Term
-from tangency.infinite.values.value import Value
+from tangency.infinite.values.value import Value, uncorrelated
+from tangency.infinite.values.window import single_sum
 from tangency.program.axes import Axis
 
 __all__ = ["SymbolicPairs", "traced_output"]
@@ -40,8 +44,13 @@ _UNTRACEABLE = (RuntimeError, NotImplementedError, TypeError, AttributeError, As
 """What a rule may raise that looks at numbers, or at more of a side than its quantities."""
 
 
-def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tuple[Node, ...]]:
+def traced_output(
+    output: Value, rows: Side, columns: Side, *, wraps: bool = True
+) -> tuple[Tracer, tuple[Node, ...]]:
     """The graph of NNGP and NTK (where it is not zero) of a network's output without positions.
+
+    Args:
+        wraps: whether windows may wrap around; else what they read is padded first.
 
     Raises:
         NotFusable: the covariance is not made of operations that have a C form.
@@ -52,30 +61,32 @@ def traced_output(output: Value, rows: Side, columns: Side) -> tuple[Tracer, tup
         raise NotFusable("derivatives of the kernel")
     try:
         try:
-            return _traced(output, rows, columns, moments=False)
+            return _traced(output, rows, columns, Tracer(windows=False))
         except WindowFound:
-            return _traced(output, rows, columns, moments=True)
+            return _traced(output, rows, columns, Tracer(windows=True, wraps=wraps))
     except _UNTRACEABLE as error:
         raise NotFusable(f"a rule that cannot be traced: {error}") from error
 
 
 def _traced(
-    output: Value, rows: Side, columns: Side, *, moments: bool
+    output: Value, rows: Side, columns: Side, tracer: Tracer
 ) -> tuple[Tracer, tuple[Node, ...]]:
-    """With `moments`, affine maps act on float64 moments, as convolutions do.
+    """Where windows are met, affine maps act on float64 moments, as convolutions do.
 
     That needs fewer quantities per position than the versines of all terms.
     """
-    tracer = Tracer(windows=moments)
     pairs = SymbolicPairs(rows, columns, tracer)
-    pairs.smooth = moments
-    found = pairs.of_sum(output) if moments else pairs.of_block(output)
+    pairs.smooth = tracer.windows
+    found = pairs.of_sum(output) if tracer.windows else pairs.of_block(output)
     if found is None:
         raise NotFusable("an output without randomness")
     roots = [root for root in found if root is not None]
     if not all(isinstance(root, Traced) for root in roots):
         raise NotFusable("an output that does not depend on the data")
     return tracer, tuple(cast(Traced, root).node for root in roots)
+
+
+WHOLE[pair_of_two] = traced_pair_of_two
 
 
 class _SymbolicSide:
@@ -188,15 +199,27 @@ class SymbolicPairs(Pairs):
     # -- maps over positions -------------------------------------------------------------------
 
     def block(self, u: Value, v: Value, ties: Ties) -> Block | None:
-        if self.flipped or _both_mapped(u, v) is None:
+        if self.flipped or self._both_mapped(u, v) is None:
             return super().block(u, v, ties)
         return self.from_moments(u, v, Layout(u.positions, v.positions, ties))
 
     def moments(self, u: Value, v: Value, ties: Ties) -> Moments | None:
-        maps = None if self.flipped else _both_mapped(u, v)
+        maps = None if self.flipped else self._both_mapped(u, v)
         if maps is None:
             return super().moments(u, v, ties)
         return self._mapped(u, *maps, Layout(u.positions, v.positions, ties))
+
+    def _both_mapped(self, u: Value, v: Value) -> tuple[Map, Map] | None:
+        """Two values that are equal maps over positions of others."""
+        mine, yours = mapping(u), mapping(v)
+        if (mine is None and yours is None) or uncorrelated(u, v):
+            return None
+        if mine is None or yours is None:
+            raise NotFusable("a pooled value with one that is not")
+        sizes = [[m.shape for m in one.matrices] for one in (mine, yours)]
+        if sizes[0] != sizes[1] or not all(map(torch.equal, mine.matrices, yours.matrices)):
+            raise NotFusable("values that are pooled in different ways")
+        return mine, yours
 
     def _mapped(self, value: Value, mine: Map, yours: Map, layout: Layout) -> Moments | None:
         """Sums over pairs of positions, from the covariance at equal positions."""
@@ -220,18 +243,29 @@ class SymbolicPairs(Pairs):
     ) -> Traced:
         if not isinstance(values, Traced):
             raise NotFusable("a covariance that does not depend on the data")
-        source, weights, factor = mapped.source.positions, mapped.weights, 1.0
-        if weights is not None:
-            detail: object = Reduction(source, weights, value if moment else None)
-            node = Node(Kind.REDUCE, values.dtype, frozenset(), (values.node,), detail=detail)
-        else:
-            pooling = mapped.pooling(value, moment=moment)
-            factor = pooling.factor
-            axes = frozenset(pooling.targets)
-            node = Node(Kind.POOL, values.dtype, axes, (values.node,), detail=pooling)
+        if mapped.windows is not None:
+            for dim, window in enumerate(mapped.windows):
+                values = values if window is None else single_sum(values, dim, window)
+            return cast(Traced, values)
+        node = self._map_node(values, value, mapped, moment=moment)
         like = torch.full((*(a.size for a in layout.left), *EXAMPLES), 0.5, dtype=values.dtype)
         labels: tuple[Label, ...] = (*layout.left, "n1", "n2")
-        return traced(like, multiple(node, factor), labels, self._tracer)
+        return traced(like, node, labels, self._tracer)
+
+    def _map_node(self, values: Traced, value: Value, mapped: Map, *, moment: bool) -> Node:
+        inputs, dtype = (values.node,), values.dtype
+        if mapped.weights is not None:
+            source = mapped.source.positions
+            detail = Reduction(source, mapped.weights, value if moment else None)
+            return Node(Kind.REDUCE, dtype, frozenset(), inputs, detail=detail)
+        pooling = mapped.pooling(value, moment=moment)
+        if pooling is not None:
+            axes = frozenset(pooling.targets)
+            node = Node(Kind.POOL, dtype, axes, inputs, detail=pooling)
+            return multiple(node, pooling.factor)
+        gathered = mapped.resampling(value, moment=moment)
+        node = Node(Kind.RESAMPLE, dtype, frozenset(gathered.targets), inputs, detail=gathered)
+        return multiple(node, 1.0, always=True)
 
     # -- the output ----------------------------------------------------------------------------
 
@@ -268,19 +302,6 @@ class SymbolicPairs(Pairs):
         if not isinstance(output, Sum):
             return self.number(1.0, layout, wide=True)
         return self.quantity(which, output, "amplitude", index, layout=layout, wide=True)
-
-
-def _both_mapped(u: Value, v: Value) -> tuple[Map, Map] | None:
-    """Two values that are equal maps over positions of others."""
-    mine, yours = mapping(u), mapping(v)
-    if mine is None and yours is None:
-        return None
-    if mine is None or yours is None:
-        raise NotFusable("a pooled value with one that is not")
-    sizes = [[m.shape for m in one.matrices] for one in (mine, yours)]
-    if sizes[0] != sizes[1] or not all(map(torch.equal, mine.matrices, yours.matrices)):
-        raise NotFusable("values that are pooled in different ways")
-    return mine, yours
 
 
 def _lay_out(node: Node, axes: tuple[Axis | None, ...]) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tangency.infinite.fused.fetching import Fetched, fetched
 from tangency.infinite.fused.geometry import Extent, inside, reached, reads
 from tangency.infinite.fused.run import Chain, Run
 from tangency.infinite.values.window import Window
@@ -47,7 +48,7 @@ class Sweep:
 
 
 def sweeps(chain: Chain, last: int, *, everywhere: bool, symmetric: bool) -> list[Sweep]:
-    """The sweeps of a chain's runs 0 to `last`.
+    """The sweeps of a chain's runs 0 to `last`, empty for those that run `last` does not need.
 
     Args:
         everywhere: whether the result of run `last` is wanted at all offsets, or, summed over
@@ -56,23 +57,53 @@ def sweeps(chain: Chain, last: int, *, everywhere: bool, symmetric: bool) -> lis
             equal sums, and one of two counts twice.
     """
     found: dict[int, Sweep] = {}
+    needed: dict[int, Fetched] = {}
+    if chain.runs[last].stored:
+        needed[last] = fetched(chain, last, [0], [0])
     for k in range(last, -1, -1):
         run = chain.runs[k]
-        if k < last:
-            reader, level = chain.reader(k)
-            above, steps = found[reader], chain.runs[reader].steps(level)
-        elif everywhere:
-            down, across = _existing(run)
-            across, times = _counted(run, across, symmetric=symmetric)
-            found[k] = _sweep(run, down, across, times, _weights(chain, run), [])
-            continue
+        if k < last and k not in needed and chain.reader(k)[0] not in found:
+            continue  # not on the way to run `last`
+        if k in needed:
+            down, across = needed[k].down, needed[k].across
+            found[k] = _sweep(run, down, across, np.ones(len(across)), _everywhere(run), [])
         else:
-            above, steps = Sweep([0], [0], []), (Fraction(1), Fraction(1))
-            if not run.widths:
-                found[k] = _sweep(run, [0], [0], np.ones(1), _weights(chain, run), [])
-                continue
-        found[k] = _pooled_sweep(run, above, steps, symmetric=symmetric)
-    return [found[k] for k in range(last + 1)]
+            found[k] = _found(chain, k, last, found, everywhere=everywhere, symmetric=symmetric)
+        for node in run.fetched:
+            maker = chain.maker(run.block(node))
+            needed[maker] = fetched(chain, maker, found[k].down, found[k].across)
+            found[k].tables.extend(needed[maker].tables)
+    return [found.get(k, Sweep([], [], [])) for k in range(last + 1)]
+
+
+def _everywhere(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rows, columns = run.shape(run.result)
+    return np.ones(rows), np.ones(columns)
+
+
+def _found(
+    chain: Chain,
+    k: int,
+    last: int,
+    found: dict[int, Sweep],
+    *,
+    everywhere: bool,
+    symmetric: bool,
+) -> Sweep:
+    """The sweep of a run whose results are summed; `found` are those of the runs after it."""
+    run = chain.runs[k]
+    if k < last:
+        reader, level = chain.reader(k)
+        above, steps = found[reader], chain.runs[reader].steps(level)
+        return _pooled_sweep(run, above, steps, symmetric=symmetric)
+    if everywhere:
+        down, across = _existing(run)
+        across, times = _counted(run, across, symmetric=symmetric)
+        return _sweep(run, down, across, times, _weights(chain, run), [])
+    if not run.widths:
+        return _sweep(run, [0], [0], np.ones(1), _weights(chain, run), [])
+    one = Sweep([0], [0], [])
+    return _pooled_sweep(run, one, (Fraction(1), Fraction(1)), symmetric=symmetric)
 
 
 def _existing(run: Run) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,15 +16,18 @@ from torch import Tensor
 
 from tangency.infinite.fused.graph import Kind, Node, NotFusable, Reduction
 from tangency.infinite.fused.operations import IDENTITIES, POINTWISE
+from tangency.infinite.fused.resampling import Resampling, Row, unwrapped_rows
 from tangency.infinite.values.window import Window, single_sum
 from tangency.program.axes import Axis
 
 __all__ = [
     "EXAMPLES",
+    "WHOLE",
     "Labels",
     "Traced",
     "Tracer",
     "WindowFound",
+    "merged_labels",
     "multiple",
     "reduction",
     "traced",
@@ -47,17 +51,25 @@ class Tracer:
 
     Args:
         windows: whether windows are expected; the first one raises `WindowFound` otherwise.
+        wraps: whether windows may wrap around; else what they read is padded first.
     """
 
-    def __init__(self, *, windows: bool) -> None:
-        self._windows = windows
+    def __init__(self, *, windows: bool, wraps: bool = True) -> None:
+        self.windows = windows
+        self.wraps = wraps
+        self._padded: dict[Hashable, Axis] = {}
         self.leaves: dict[tuple[str, Hashable], Node] = {}
         self._same: dict[Axis, Axis] = {}
 
     def expect_windows(self) -> None:
         """Called where a window is met."""
-        if not self._windows:
+        if not self.windows:
             raise WindowFound
+
+    def padded(self, window: Window, size: int) -> Axis:
+        """The axis of the padded positions that a window reads; one for windows alike."""
+        key = (self.representative(window.source), window.geometry)
+        return self._padded.setdefault(key, Axis("position", size))
 
     def representative(self, axis: Axis) -> Axis:
         """The axis that stands for all that were identified with `axis`."""
@@ -90,8 +102,8 @@ class Traced(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is single_sum:
-            return _windowed(*args, **(kwargs or {}))
+        if func in WHOLE:
+            return WHOLE[func](*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -132,14 +144,20 @@ def _value(argument: Any) -> Any:
 def _pointwise(func: Any, args: Sequence[Any], keywords: dict[str, Any], result: Tensor) -> Traced:
     tensors = [a for a in args if isinstance(a, Traced)]
     tracer = tensors[0].tracer
-    labels: list[Label] = [None] * result.dim()
-    for tensor in tensors:
-        _merge(labels, tensor.labels, tracer)
+    labels = merged_labels(tensors, result.dim())
     arguments = tuple(_argument(a) for a in args)
     axes = frozenset(axis for tensor in tensors for axis in tensor.node.axes)
     kept = {k: v for k, v in keywords.items() if k in ("alpha", "dtype")}
     node = Node(Kind.POINTWISE, result.dtype, axes, arguments, func, kept)
-    return traced(result, node, tuple(labels), tracer)
+    return traced(result, node, labels, tracer)
+
+
+def merged_labels(tensors: Sequence[Traced], rank: int) -> Labels:
+    """Labels of what operands that broadcast give."""
+    labels: list[Label] = [None] * rank
+    for tensor in tensors:
+        _merge(labels, tensor.labels, tensor.tracer)
+    return tuple(labels)
 
 
 def _argument(argument: Any) -> Any:
@@ -273,6 +291,8 @@ def _windowed(values: Traced, dim: int, window: Window) -> Traced:
         found = window.source
     assert isinstance(found, Axis)
     tracer.identify(found, window.source)
+    if window.wraps and not tracer.wraps:
+        return _windowed(*_unwrapped(values, dim, window))
     labels = list(values.labels)
     labels[dim] = window.target if window.target.size > 1 else None
     kept = {
@@ -283,9 +303,32 @@ def _windowed(values: Traced, dim: int, window: Window) -> Traced:
     return traced(result, node, tuple(labels), tracer)
 
 
+def _unwrapped(values: Traced, dim: int, window: Window) -> tuple[Traced, int, Window]:
+    """What a window that wraps reads, padded, and the window that reads it as it is."""
+    tracer, labels = values.tracer, list(values.labels)
+    whole = (window.target.size - 1) * window.stride + (window.taps - 1) * window.dilation + 1
+    padded = tracer.padded(window, whole)
+    labels[dim] = padded
+    axes = tuple(a for a in values.labels if isinstance(a, Axis))
+    targets = tuple(a for a in labels if isinstance(a, Axis))
+    if len(axes) != len(targets):
+        raise NotFusable("a window around the same number at all positions")
+    still: list[tuple[Row, ...]] = [tuple(((k, 1.0),) for k in range(a.size)) for a in axes]
+    still[targets.index(padded)] = unwrapped_rows(window, whole)
+    detail = Resampling(None, False, axes, targets, tuple(still))
+    node = Node(Kind.RESAMPLE, values.dtype, frozenset(targets), (values.node,), detail=detail)
+    shape = [padded.size if k == dim else size for k, size in enumerate(values.shape)]
+    made = traced(values.value.new_full(shape, 0.5), node, tuple(labels), tracer)
+    return made, dim, replace(window, source=padded, padding=0, wraps=False)
+
+
 def _from_one_position(values: Traced, window: Window, result: Tensor) -> Traced:
     if window.target.size != 1:
         raise NotFusable("a convolution that makes several positions of one")
     reads = [t * window.dilation - window.padding for t in range(window.taps)]
     taps = window.taps if window.wraps else reads.count(0)
     return traced(result, multiple(values.node, float(taps)), values.labels, values.tracer)
+
+
+WHOLE: dict[Callable[..., Any], Callable[..., Any]] = {single_sum: _windowed}
+"""Functions of the rules that are one operation in a graph, and how they are recorded."""

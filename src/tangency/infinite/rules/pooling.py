@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -12,9 +12,9 @@ from torch._ops import OpOverload
 
 from tangency.infinite.lowering import Lowering, rule
 from tangency.infinite.rules.spatial import along, check_positions
-from tangency.infinite.values.position import Mapped
+from tangency.infinite.values.position import Mapped, Take
 from tangency.infinite.values.value import Value
-from tangency.program.axes import shape_of
+from tangency.program.axes import Axis, shape_of
 from tangency.program.geometry import ADAPTIVE_POOLS, POOLS, UPSAMPLINGS, spatial_rank
 from tangency.program.operations import arguments
 
@@ -44,9 +44,16 @@ def resample(lowering: Lowering, node: fx.Node, start: int, length: int) -> Valu
     check_positions(lowering, node, before[-rank:])
     value = lowering.strand(source, start, length)
     for dim in range(-rank, 0):
-        apply = partial(Mapped, matrix=resampling_matrix(node, rank, dim))
-        value = along(value, before[dim], after[dim], apply)
+        value = along(value, before[dim], after[dim], _map(resampling_matrix(node, rank, dim)))
     return value
+
+
+def _map(matrix: Tensor) -> Callable[[Value, Axis, Axis], Value]:
+    """The map along an axis; where each result is one of the positions, it is a choice of these."""
+    ones = matrix == 1
+    if bool((ones.sum(1) == 1).all()) and torch.equal(ones.to(matrix), matrix):
+        return partial(Take, indices=ones.int().argmax(1).tolist())
+    return partial(Mapped, matrix=matrix)
 
 
 def resampling_matrix(node: fx.Node, rank: int, dim: int) -> Tensor:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from tangency.infinite.duals.two_gaussians import DualOfTwo
 from tangency.infinite.duals.two_gaussians_cones import FunctionOfTwo
+from tangency.infinite.duals.two_gaussians_piecewise import PiecewiseLinearOfTwo
 from tangency.infinite.layout import Block, Layout, Positions
 from tangency.infinite.values.composite import TOLERATED, AccuracyWarning
 from tangency.infinite.values.concrete import product_of_means
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
     from tangency.infinite.side import Side
 
-__all__ = ["CompositeOfTwo"]
+__all__ = ["CompositeOfTwo", "pair_of_two"]
 
 
 class CompositeOfTwo(Value):
@@ -90,6 +92,15 @@ class CompositeOfTwo(Value):
         entries: dict[str, Tensor] = side.memo((table, self), lambda: getattr(self, table)(side))
         return entries[name]
 
+    def number(self, index: int, side: Side) -> Tensor:
+        """One of the numbers by which generated code knows this side's piecewise linear psi."""
+        assert isinstance(self.dual, PiecewiseLinearOfTwo)
+        rule = self.dual
+        names = ("scales", "rays", "norm", "slopes")
+        moments = {name: self.entry("expansion", name, side) for name in names}
+        numbers: Tensor = side.memo(("numbers", self), lambda: rule.numbers(moments))
+        return numbers[index]
+
     def slope(self, index: int, side: Side) -> Tensor:
         """E of the derivative with respect to the first (0) or second (1) Gaussian."""
         return self.entry("expansion", f"slope_{index + 1}", side)
@@ -135,26 +146,13 @@ class CompositeOfTwo(Value):
                 continue
             versines.append(layout.embed(block.versine, inner))
             ntks.append(None if block.ntk is None else layout.embed(block.ntk, inner))
-        left = pairs.table("left", self, "expansion", layout)
-        right = pairs.table("right", other, "expansion", layout)
-        versine, *slopes = self._pair(left, right, versines)
+        versine, *slopes = pair_of_two(versines[0], versines[1], (self, other), layout, pairs)
         total: Tensor | None = None
         for slope, ntk in zip(slopes, ntks, strict=True):
             if ntk is not None:
                 part = slope * ntk
                 total = part if total is None else total + part
         return Block(versine.to(pairs.dtype), total)
-
-    def _pair(
-        self, left: dict[str, Tensor], right: dict[str, Tensor], versines: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """What the rule gives, or only its shape in a trial run without data: it has thousands of
-        small operations.
-        """
-        if not versines[0].is_meta:
-            return self.dual.pair(left, right, versines[0], versines[1])
-        given = [left["sd"], right["sd"], *versines]
-        return (torch.empty(torch.broadcast_shapes(*(t.shape for t in given)), device="meta"),) * 3
 
     def _with_gaussian(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         """Stein: E[psi h] = sum_m E[d_m psi] E[g_m h] for jointly Gaussian g_m, h."""
@@ -174,3 +172,29 @@ class CompositeOfTwo(Value):
         if moment is None:
             return None
         return pairs.from_moment(self, other, moment, ntk, layout)
+
+
+def pair_of_two(
+    versine1: Tensor,
+    versine2: Tensor,
+    values: tuple[CompositeOfTwo, CompositeOfTwo],
+    layout: Layout,
+    pairs: Pairs,
+) -> tuple[Tensor, ...]:
+    """Versine of two values that are one function of two Gaussians, and the two second moments of
+    its derivatives, from the versines of the Gaussians.
+
+    In a trial run without data only their shape: the rule has thousands of small operations.
+    """
+    if has_torch_function((versine1, versine2)):  # traced tensors: one operation
+        given = (versine1, versine2)
+        traced: tuple[Tensor, ...] = handle_torch_function(
+            pair_of_two, given, *given, values, layout, pairs
+        )
+        return traced
+    left = pairs.table("left", values[0], "expansion", layout)
+    right = pairs.table("right", values[1], "expansion", layout)
+    if not versine1.is_meta:
+        return values[0].dual.pair(left, right, versine1, versine2)
+    shapes = (t.shape for t in (left["sd"], right["sd"], versine1, versine2))
+    return (torch.empty(torch.broadcast_shapes(*shapes), device="meta"),) * 3
