@@ -99,6 +99,17 @@ def test_causes_in_layers_overrule_theory():
     assert "leaky" in found.advice[0]
 
 
+def test_what_stands_outside_the_blocks_counts():
+    model = redraw(deep(nn.ReLU, 3), 2.0)
+    with torch.no_grad():
+        model[-1].weight.mul_(1e-4)  # the readout passes next to nothing back
+    found = trainability(model, torch.randn(32, 5), standard=False)
+    assert found.own.judgement.trainable
+    assert found.verdict == "vanishing gradients"
+    assert found.judgement.reason.startswith("0: its gradient")
+    assert trainability(model, torch.randn(32, 5), init=Init.he(), standard=False).trainable
+
+
 def test_given_blocks_and_refusals():
     block, states = nn.Sequential(nn.ReLU(), nn.Linear(16, 16)), torch.randn(4, 16)
     table = initialisations(block, states, block=block, depth=30)

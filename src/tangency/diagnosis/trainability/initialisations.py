@@ -98,9 +98,11 @@ class Initialisations:
             depths = torch.arange(len(row.through.lengths))
             logs = torch.cat([row.through.gains.log(), torch.zeros(1, dtype=torch.float64)])
             pulled = logs.flip(0).cumsum(0).flip(0) / math.log(10)
-            drawing.line(figure, depths, 10**pulled, row.name, colour, row=1, col=1)
-            cosines = row.through.correlations
-            drawing.line(figure, depths, cosines, row.name, colour, row=1, col=2, legend=False)
+            # The first one often lies under PyTorch's default.
+            place: dict[str, Any] = {"row": 1, "col": 1, "width": 5.0 if k == 0 else 2.0}
+            drawing.line(figure, depths, 10**pulled, row.name, colour, **place)
+            place |= {"col": 2, "legend": False}
+            drawing.line(figure, depths, row.through.correlations, row.name, colour, **place)
         figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
         figure.update_xaxes(title_text="block")
         return figure

@@ -179,12 +179,13 @@ class LayerSignals:
         )
         for name, row, col in rows:
             y = [getattr(s, name) for s in self.layers]
-            drawing.points(figure, x, y, name, text=names, row=row, col=col, legend=False)
-            log = name != "saturated"
-            figure.update_yaxes(type="log" if log else "linear", row=row, col=col)
+            place: dict[str, Any] = {"row": row, "col": col, "legend": name == "saturated"}
+            drawing.points(figure, x, y, name, text=names, **place)
+            figure.update_yaxes(type="log", exponentformat="power", row=row, col=col)
             figure.update_xaxes(title_text="layer, in order of calls", row=row, col=col)
         dead = [s.dead for s in self.layers]
         drawing.points(figure, x, dead, "dead", drawing.INFINITE, text=names, row=2, col=2)
+        figure.update_yaxes(type="linear", range=[-0.05, 1.05], row=2, col=2)
         return figure
 
 
