@@ -37,7 +37,8 @@ LONG = 1.5e8
 """Predicted multiply-adds of the cheapest path beyond which a size is left out; a path that is
 predicted to take eight times the cheapest is taken as slower."""
 ROUNDS = 3
-PATHS: tuple[Path, ...] = ("gram", "gradients")
+INFINITY = float("inf")
+PATHS: tuple[Path, ...] = ("gram", "cotangents", "gradients")
 SHOWN = 8
 KERNEL = 3
 GROUPS = 4
@@ -127,34 +128,23 @@ def gradients(size: Size, seed: int = 0, device: str = "cpu") -> Factors | Rows:
 
 def forced(path: Path, rows: Gradients, columns: Gradients, layout: Layout) -> Tensor:
     """The product as the engine computes it, by this path."""
-    if isinstance(rows, Factors) and isinstance(columns, Factors) and rows.groups > 1:
-        if path == "gradients":
-            return contraction.of_factors(rows, columns, layout)
-        by_group = contraction.by_gram(split_groups(rows), split_groups(columns), layout)
-        return by_group.sum(0, keepdim=True)
+    left = [rows]
     with mock.patch.object(contraction, "cheapest", return_value=path):
-        return contraction.product([rows], [columns], layout)
-
-
-def split_groups(factors: Factors) -> Factors:
-    """Each group as a problem of its own: a path that the engine does not have."""
-    return Factors(
-        factors.expanded()[0].movedim(1, 0).unsqueeze(2),
-        factors.cotangents[0].movedim(2, 0).unsqueeze(3),
-    )
+        return contraction.product(left, left if columns is rows else [columns], layout)
 
 
 def measure(size: Size) -> Found | None:
     """Time the paths in turn; None for a size that is left out."""
     sizes = term(gradients(size, device="meta"))
-    predicted = costs(sizes, size.n, size.n, size.out, size.layout)
-    chosen = cheapest(sizes, size.n, size.n, size.out, size.layout)
+    tile = (sizes, size.n, size.n, size.out, size.layout)
+    predicted = costs(*tile, same=size.symmetric)
+    chosen = cheapest(*tile, same=size.symmetric)
     if predicted[chosen] > LONG:
         return None
     rows = gradients(size)
     columns = rows if size.symmetric else gradients(size, seed=1)
-    near = [path for path in PATHS if predicted.get(path, 0.0) <= 8 * predicted[chosen]]
-    seconds = dict.fromkeys(near, float("inf"))
+    near = [path for path in PATHS if predicted.get(path, INFINITY) <= 8 * predicted[chosen]]
+    seconds = dict.fromkeys(near, INFINITY)
     for _, path in itertools.product(range(ROUNDS + 1), near):  # the first one warms up
         start = time.perf_counter()
         forced(path, rows, columns, size.layout)
@@ -198,7 +188,8 @@ def render(results: Sequence[Found], setting: dict[str, str]) -> str:
             ),
             "The worst, in milliseconds:",
             markdown_table(
-                "layer|n|positions|in|width|outputs|examples|chosen|gram|gradients|ratio", rows
+                "layer|n|positions|in|width|outputs|examples|chosen|gram|cotangents|gradients|ratio",
+                rows,
             ),
         ]
     )

@@ -198,6 +198,38 @@ def linear(inputs: int, outputs: int, **options: bool) -> nn.Linear:
 IMAGE = real(2, 5, 5)
 SEQUENCE = real(5, 4)
 
+
+class Shifted(nn.Module):
+    """Parameters added, subtracted, repeated and multiplied, with every kind of broadcasting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+        self.scalar, self.row = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.randn(3))
+        self.column, self.table = (
+            nn.Parameter(torch.randn(5, 1)),
+            nn.Parameter(torch.randn(1, 5, 3)),
+        )
+        self.token = nn.Parameter(torch.randn(1, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.add(self.a(x), self.row, alpha=0.5) - self.column
+        h = torch.sub(self.table, h.tanh(), alpha=2) * self.scalar
+        h = self.column * h + self.table
+        h = torch.cat([self.token.expand(x.shape[0], -1, -1), h * self.table], dim=1)
+        return h.tanh().sum(1)
+
+
+def with_random_affine(model: nn.Module) -> nn.Module:
+    """Norms that do something, in evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
 CASES = [
     Case("mlp", mlp, real(4)),
     Case("tied linears", tied_linears, real(4)),
@@ -291,6 +323,70 @@ CASES = [
         "embedding bag",
         lambda: Lambda(lambda m, x: m.a(m.e(x)), e=nn.EmbeddingBag(5, 4), a=linear(4, 2)),
         tokens(6, 5),
+    ),
+    Case(
+        "embedding bag, weighted sums",
+        lambda: Lambda(
+            lambda m, x, w: m.a(m.e(x, per_sample_weights=w)),
+            e=nn.EmbeddingBag(5, 4, mode="sum", padding_idx=2),
+            a=linear(4, 2),
+        ),
+        lambda n: (tokens(6, 5)(n), real(6)(n)),
+    ),
+    Case(
+        "embedding bag, means without padding",
+        lambda: Lambda(
+            lambda m, x: m.a(m.e(x)).tanh(), e=nn.EmbeddingBag(5, 4, padding_idx=1), a=linear(4, 2)
+        ),
+        tokens(6, 5),
+    ),
+    Case(
+        "embedding bag, largest",
+        lambda: Lambda(
+            lambda m, x: m.a(m.e(x)), e=nn.EmbeddingBag(5, 4, mode="max"), a=linear(4, 2)
+        ),
+        tokens(6, 5),
+    ),
+    Case(
+        "layer norm over two dimensions",
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.LayerNorm((5, 6)), nn.Tanh(), nn.Flatten(), nn.Linear(30, 2)
+        ),
+        SEQUENCE,
+    ),
+    Case(
+        "norms over merged tokens",
+        lambda: Lambda(
+            lambda m, x: m.r(m.n(m.a(x.reshape(-1, 4)))).tanh().reshape(x.shape[0], -1)[:, ::7],
+            a=linear(4, 6),
+            n=nn.LayerNorm(6),
+            r=nn.RMSNorm(6),
+        ),
+        SEQUENCE,
+    ),
+    Case(
+        "batch norm of images",
+        lambda: with_random_affine(
+            nn.Sequential(
+                nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
+            )
+        ),
+        IMAGE,
+    ),
+    Case("shifts and scales", Shifted, SEQUENCE),
+    Case(
+        "powers",
+        lambda: Lambda(
+            lambda m, x: m.a(x).sigmoid() ** m.p, a=linear(4, 3), p=nn.Parameter(torch.rand(3))
+        ),
+        real(4),
+    ),
+    Case(
+        "grouped conv of few pixels",
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 24, 3, stride=2), nn.Tanh(), nn.Conv2d(24, 24, 2, groups=2), nn.Flatten()
+        ),
+        IMAGE,
     ),
     Case(
         "layer norm",

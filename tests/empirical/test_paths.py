@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empirical.cases import CASES, Case, case_of, real, recorded
+from empirical.cases import CASES, Case, case_of, real, recorded, reference
 from tangency import EmpiricalKernel
-from tangency.empirical import contraction
+from tangency.empirical import contraction, pairing, passage
 from tangency.empirical import engine as engine_module
 from tangency.empirical.costs import Layout, Term, cheapest, costs
 from tangency.empirical.engine import Engine, prepare
@@ -28,7 +28,7 @@ def engine_of(name: str) -> Engine:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sites_serve_all_parameters_but(case: Case) -> None:
     rest = {
-        "embedding bag": {"e.weight"},
+        "embedding bag, largest": {"e.weight"},
         "positions scrambled into the batch's place": {"a.weight", "a.bias"},
         "parameter reached by another reference": {"weight"},
         **dict.fromkeys(("branch on data", "no_grad in forward", "custom backward"), None),
@@ -46,7 +46,13 @@ def test_sites_serve_all_parameters_but(case: Case) -> None:
         ("grouped and dilated conv", "0.weight", {"factors"}),
         ("transposed conv", "0.weight", {"factors"}),
         ("tied embedding", "embedding.weight", {"rows", "factors"}),
-        ("weight also penalised", "a.weight", {"factors", "local derivative"}),
+        ("embedding bag, weighted sums", "e.weight", {"rows"}),
+        ("layer norm over two dimensions", "1.weight", {"sum of products"}),
+        ("layer norm over two dimensions", "1.bias", {"sum of cotangents"}),
+        ("batch norm of images", "1.weight", {"sum of products"}),
+        ("shifts and scales", "table", {"sum of cotangents", "sum of products"}),
+        ("powers", "p", {"local derivative"}),
+        ("weight also penalised", "a.weight", {"factors", "sum of products"}),
     ],
 )
 def test_rules_of_a_parameter(name: str, parameter: str, rules: set[str]) -> None:
@@ -65,33 +71,79 @@ def test_scrambled_batch_is_not_taken_for_a_batch() -> None:
 
 def test_loop_where_vmap_has_no_rule() -> None:
     assert not engine_of("branch on data").vmap
-    assert engine_of("embedding bag").vmap
+    assert engine_of("embedding bag, largest").vmap
 
 
-def factors(n: int, generator: torch.Generator) -> Factors:
+def factors(n: int, groups: int, generator: torch.Generator) -> Factors:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    return Factors(normal(2, n, 1, 3, 5), normal(2, n, 4, 1, 3, 6))
+    return Factors(normal(2, n, groups, 3, 5), normal(2, n, 4, groups, 3, 6))
+
+
+def by_einsum(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
+    j1, j2 = (torch.einsum("biogpw,bigpd->biogwd", f.cotangents, f.inputs) for f in (rows, columns))
+    full = torch.einsum("biogwd,bjqgwd->bijoq", j1, j2)
+    each = full.diagonal(dim1=-2, dim2=-1)
+    return {"full": full, "diagonal": each, "trace": each.sum(-1)}[layout]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("working_set", [1, 2**25])
-def test_both_contractions(
-    layout: Layout, working_set: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("working_set", [1, 3000, 2**25])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_all_contractions(
+    layout: Layout,
+    groups: int,
+    working_set: int,
+    symmetric: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(contraction, "WORKING_SET", working_set)
+    monkeypatch.setattr(pairing, "WORKING_SET", working_set)
+    monkeypatch.setattr(pairing, "_LARGE", 0)
+    monkeypatch.setattr(contraction, "_BAND", 2)
     generator = torch.Generator().manual_seed(0)
-    rows, columns = factors(4, generator), factors(2, generator)
-    j1, j2 = (torch.einsum("biogpw,bigpd->biowd", f.cotangents, f.inputs) for f in (rows, columns))
-    full = torch.einsum("biowd,bjqwd->bijoq", j1, j2)
-    each = full.diagonal(dim1=-2, dim2=-1)
-    expected = {"full": full, "diagonal": each, "trace": each.sum(-1)}[layout]
-    for path in (contraction.by_gram, contraction.by_gradients):
+    rows = factors(5, groups, generator)
+    columns = rows if symmetric else factors(2, groups, generator)
+    expected = by_einsum(rows, columns, layout)
+    paths = [contraction.by_gram, contraction.by_gradients]
+    if layout == "full":
+        paths.append(contraction.by_cotangents)
+    for path in [*paths, contraction.of_factors]:
         found = path(rows, columns, layout)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    chosen = contraction.of_factors(rows, columns, layout)
-    torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_terms_of_one_set_meet_in_both_orders(layout: Layout) -> None:
+    generator = torch.Generator().manual_seed(0)
+    terms = [factors(3, 1, generator), factors(3, 1, generator)]
+    expected = sum(by_einsum(u, v, layout) for u in terms for v in terms)
+    torch.testing.assert_close(contraction.product(terms, terms, layout), expected)
+    torch.testing.assert_close(contraction.product(terms, list(terms), layout), expected)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "tied embedding", "shifts and scales", "weight norm"])
+@pytest.mark.parametrize("together", [1, 1200, 2**25])
+def test_cotangents_one_by_one_and_together(
+    name: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many outputs go backward in one pass."""
+    kernel, x = EmpiricalKernel(case_of(name).model(), output="full"), case_of(name).data(3)
+    monkeypatch.setattr(passage, "TOGETHER", together)
+    found = kernel.ntk(x)
+    expected = reference(kernel.model, x, x)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_operation_without_a_rule_for_several_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(function: object) -> object:
+        raise RuntimeError("no batching rule")
+
+    monkeypatch.setattr(torch.func, "vmap", refuse)
+    kernel, x = EmpiricalKernel(case_of("conv2d").model(), output="full"), case_of("conv2d").data(3)
+    torch.testing.assert_close(kernel.ntk(x), reference(kernel.model, x, x)[1])
 
 
 def matrix(positions: int, inputs: int, width: int) -> Term:
@@ -103,6 +155,7 @@ def test_the_cheaper_path() -> None:
     """One position: the factors are smaller; many positions of a small layer: the gradients are."""
     assert cheapest(matrix(1, 2048, 2048), 16, 16, 8, "trace") == "gram"
     assert cheapest(matrix(1024, 8, 8), 16, 16, 1, "trace") == "gradients"
+    assert cheapest(matrix(64, 2304, 256), 16, 16, 10, "full", same=True) == "cotangents"
     term = matrix(1, 100, 100)
     assert costs(term, 2, 3, 4, "full")["gram"] > costs(term, 2, 3, 4, "trace")["gram"]
 

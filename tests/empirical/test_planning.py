@@ -27,7 +27,7 @@ def test_paths_and_reasons() -> None:
     )
     plan = EmpiricalKernel(wide, output=0).plan(torch.randn(8, 3, 16, 16))
     conv, bias, linear, _ = plan.parameters
-    assert conv.path == "gradients, kept"
+    assert conv.path == "gradients, by tile"
     assert bias.path == "gradients, kept"
     assert linear.path == "Gram matrices"
     assert linear.multiply_adds < 8 * 8 * 1568 * 300

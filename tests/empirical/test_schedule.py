@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from empirical.cases import case_of
 from tangency import EmpiricalKernel
-from tangency.empirical.costs import Term
+from tangency.empirical.costs import Term, making
 from tangency.empirical.schedule import SHARE, Schedule, Work, schedule
 
 BUDGET = 2**24
@@ -44,19 +44,35 @@ def test_gradients_at_rest_stay_within_their_share(out: int) -> None:
 
 
 def test_small_matrices_of_many_places_are_written_out() -> None:
-    (written,) = schedule(work(), 64, 64, symmetric=True, budget=2**30).written_out
+    (written,) = schedule(work(), 5000, 5000, symmetric=True, budget=2**26).written_out
     assert written.entries == 432
 
 
 def test_every_example_passes_once_where_all_fit() -> None:
     order = schedule(work(), 64, 64, symmetric=True, budget=2**30)
     assert order.passages == 64
+    assert order.blocks == 1
+    assert not order.written_out  # they are made once, and need not be kept
     small = schedule(work(), 5000, 5000, symmetric=True, budget=BUDGET)
     assert not small.whole
     assert small.passages > 5000
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv2d", "tied embedding", "layer norm"])
+def test_a_tile_on_the_diagonal_makes_its_gradients_once() -> None:
+    """All examples in one tile: no others come by, and each gradient is made once."""
+    large, small = work().counted
+    one = Schedule(64, 64, True, 64, 64, False, 64, frozenset())
+    two = Schedule(64, 64, False, 64, 64, False, 64, frozenset())
+    assert one.kept == 64
+    for t in (large, small):
+        assert one.multiplying(t, work()) < two.multiplying(t, work())
+    made = making(small, 2)
+    assert 64 * made <= one.multiplying(small, work()) < 128 * made
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv2d", "tied embedding", "layer norm", "embedding bag, weighted sums"]
+)
 @pytest.mark.parametrize("output", ["full", "trace", "diagonal"])
 def test_tiled_equals_untiled(name: str, output: str) -> None:
     model, x = case_of(name).model(), case_of(name).data(7)

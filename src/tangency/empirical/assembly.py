@@ -89,11 +89,14 @@ def _features(
     engine: Engine, x: Examples, part: slice, cotangents: Tensor, schedule: Schedule
 ) -> Features:
     """Features of a block, in passages of so many examples as memory allows."""
-    parts = [
-        engine.features(examples.take(x, batch), cotangents, schedule.written_out)
+    parts = (
+        (
+            slice(batch.start - part.start, batch.stop - part.start),
+            engine.features(examples.take(x, batch), cotangents, schedule.written_out),
+        )
         for batch in schedule.batches(part)
-    ]
-    return joined(parts)
+    )
+    return joined(parts, part.stop - part.start)
 
 
 def _pairs(tile: tiles.Tile) -> int:

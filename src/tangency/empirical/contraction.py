@@ -3,25 +3,43 @@
 `Gradients` have a leading batch of independent problems: a Gram matrix is one problem with many
 rows and columns, the diagonal of a kernel is many problems with one row and one column. All
 functions return (b, rows, columns, *outputs) with *outputs = () for "trace" (the *sum* over
-outputs), (out,) for "diagonal", (out, out) for "full".
+outputs), (out,) for "diagonal", (out, out) for "full". Where rows and columns are the same object,
+one half is computed and mirrored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tangency.empirical import pairing
 from tangency.empirical.costs import WORKING_SET, Layout, cheapest, term
 from tangency.empirical.gradients import Factors, Gradients, Rows
+from tangency.empirical.matrices import each_product, inner_products
 
-__all__ = ["by_gradients", "by_gram", "of_explicit", "of_factors", "of_rows", "product"]
+__all__ = [
+    "by_cotangents",
+    "by_gradients",
+    "by_gram",
+    "of_explicit",
+    "of_factors",
+    "of_rows",
+    "product",
+]
 
 
 def product(rows: Sequence[Gradients], columns: Sequence[Gradients], layout: Layout) -> Tensor:
     """Products of two sums of gradients: all pairs of terms."""
-    blocks = [_pair(u, v, layout) for u in rows for v in columns]
+    blocks = []
+    for i, u in enumerate(rows):
+        for j, v in enumerate(columns):
+            if columns is rows and j < i:  # the mirror image of an earlier one
+                continue
+            blocks.append(_pair(u, v, layout))
+            if columns is rows and j > i:
+                blocks.append(pairing.mirrored(blocks[-1], layout))
     total = blocks[0]
     for block in blocks[1:]:
         total = total + block
@@ -36,38 +54,60 @@ def _pair(u: Gradients, v: Gradients, layout: Layout) -> Tensor:
     if isinstance(u, Factors) and isinstance(v, Rows):
         return _of_factors_and_rows(u, v, layout)
     if isinstance(u, Rows) and isinstance(v, Factors):
-        mirrored = _of_factors_and_rows(v, u, layout).transpose(1, 2)
-        return mirrored.transpose(-1, -2) if layout == "full" else mirrored
+        return pairing.mirrored(_of_factors_and_rows(v, u, layout), layout)
     left = u.explicit()
     return of_explicit(left, left if v is u else v.explicit(), layout)
 
 
 def of_explicit(rows: Tensor, columns: Tensor, layout: Layout) -> Tensor:
     """Products of gradients written out, (b, rows, out, size) and (b, columns, out, size)."""
+    same = columns is rows
     if layout == "trace":
-        return rows.flatten(2) @ columns.flatten(2).mT
+        left = rows.flatten(2)
+        return _products(left, left if same else columns.flatten(2))
     if layout == "diagonal":
-        return (rows.transpose(1, 2) @ columns.transpose(1, 2).mT).movedim(1, -1)
+        left = rows.transpose(1, 2)
+        return _products(left, left if same else columns.transpose(1, 2)).movedim(1, -1)
     b, r, out, _ = rows.shape
-    block = rows.flatten(1, 2) @ columns.flatten(1, 2).mT
+    left = rows.flatten(1, 2)
+    block = _products(left, left if same else columns.flatten(1, 2))
     return block.view(b, r, out, -1, out).transpose(2, 3)
+
+
+_BAND = 40
+"""Vectors of a band of a symmetric product, at least."""
+
+
+def _products(rows: Tensor, columns: Tensor) -> Tensor:
+    """Inner products of all vectors (b, m, size) with all of (b, n, size)."""
+    m = rows.shape[-2]
+    bands = min(4, m // _BAND)
+    if columns is not rows or rows.dim() != 3 or bands < 2:
+        return inner_products(rows, columns)
+    found = rows.new_empty(len(rows), m, m)
+    for part in pairing.pieces(m, -(-m // bands)):
+        block = inner_products(rows[:, part], rows[:, part.start :])
+        found[:, part, part.start :] = block
+        found[:, part.stop :, part] = block[:, :, part.stop - part.start :].mT
+    return found
 
 
 # -- matrices ---------------------------------------------------------------------------------
 
 
 def of_factors(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
-    """Products of gradients in factors, by the cheaper path."""
+    """Products of gradients in factors, by the cheapest path."""
     _, r, out = rows.lead
-    path = cheapest(term(rows), r, columns.lead[1], out, layout)
-    if rows.groups > 1:
-        left = rows.explicit()
-        return of_explicit(left, left if columns is rows else columns.explicit(), layout)
-    return (by_gram if path == "gram" else by_gradients)(rows, columns, layout)
+    path = cheapest(term(rows), r, columns.lead[1], out, layout, same=columns is rows)
+    by = {"gram": by_gram, "cotangents": by_cotangents, "gradients": by_gradients}
+    return by[path](rows, columns, layout)
 
 
 def by_gradients(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
     """Products of matrices that are written out, a slice of their input dimension at a time."""
+    if rows.groups > 1:
+        left = rows.explicit()
+        return of_explicit(left, left if columns is rows else columns.explicit(), layout)
     b, r, out = rows.lead
     n = r + (0 if columns is rows else columns.lead[1])
     width = rows.cotangents.shape[-1]
@@ -85,28 +125,70 @@ def by_gradients(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
 
 def _written_out(factors: Factors, step: int) -> Iterator[Tensor]:
     """Gradients with respect to the weight's columns, `step` or so at a time: (b, n, out, size)."""
-    out = factors.cotangents.shape[2]
-    # One matrix for each example, (b, n, out * width, positions).
-    cotangents = factors.cotangents[:, :, :, 0].mT.flatten(2, 3)
+    b, n, out = factors.lead
+    # One matrix for each example, (b * n, out * width, positions).
+    cotangents = factors.cotangents[:, :, :, 0].mT.flatten(2, 3).flatten(0, 1)
     for inputs in factors.slices(step):
-        by_output: Tensor = (cotangents @ inputs).unflatten(2, (out, -1))
-        yield by_output.flatten(3)
+        yield each_product(cotangents, inputs.mT.flatten(0, 1)).view(b, n, out, -1)
 
 
 def by_gram(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
     """Gram matrices of inputs and cotangents over positions: (a_p . a'_p') (g_p . g'_p')."""
-    b, _, _, _, p, _ = rows.cotangents.shape
-    inputs = columns.expanded()[:, :, 0]
+    return _of_positions(rows, columns, layout, pairing.weighted)
 
-    def alike(part: slice) -> Tensor:
-        mine = rows.part(part).expanded()[:, :, 0]
-        products = mine.flatten(1, 2) @ inputs.flatten(1, 2).mT
-        blocks: Tensor = products.view(b, -1, p, inputs.shape[1], p)
-        return blocks
 
-    return _weighted_gram(
-        rows.cotangents[:, :, :, 0], columns.cotangents[:, :, :, 0], layout, alike
+def by_cotangents(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
+    """The Gram matrix of inputs over positions applied to the cotangents of the columns, which are
+    then multiplied by those of the rows: g_p . sum_p' (a_p . a'_p') g'_p'.
+    """
+    assert layout == "full", "no cheaper than Gram matrices for other layouts"
+    return _of_positions(rows, columns, layout, pairing.applied)
+
+
+def _of_positions(rows: Factors, columns: Factors, layout: Layout, weigh: pairing.Weigh) -> Tensor:
+    """Products by inner products of inputs at all pairs of positions; each group of channels is a
+    problem of its own.
+    """
+
+    p, q = rows.cotangents.shape[-2], columns.cotangents.shape[-2]
+    expanded = rows.inputs_length * max(p, q)
+    few = columns.lead[1] * expanded * rows.inputs.element_size() <= WORKING_SET
+    known: dict[tuple[bool, int, int], Tensor] = {}
+
+    def vectors(factors: Factors, part: slice) -> Tensor:
+        key = factors is columns, part.start, part.stop
+        if key not in known:
+            known[key] = _by_position(factors.part(part).by_group())
+        return known[key]
+
+    def alike(mine: slice, yours: slice) -> Tensor:
+        left, right = vectors(rows, mine), vectors(columns, yours)
+        if not few:
+            known.clear()
+        products = inner_products(left, right)
+        return products.view(len(left), mine.stop - mine.start, p, yours.stop - yours.start, q)
+
+    found = pairing.over_pairs(
+        rows.cotangents_by_group(),
+        None if columns is rows else columns.cotangents_by_group(),
+        layout,
+        alike,
+        weigh,
+        expanded=expanded,
     )
+    if rows.groups == 1:
+        return found
+    by_group: Tensor = found.unflatten(0, (rows.lead[0], rows.groups))
+    return by_group.sum(1)
+
+
+def _by_position(inputs: Tensor) -> Tensor:
+    """Vectors (b, n, positions, size) as (b, n * positions, size), in the order in memory that is
+    nearer to theirs.
+    """
+    if inputs.stride(-1) > inputs.stride(-2):
+        return inputs.permute(0, 3, 1, 2).flatten(2).mT
+    return inputs.flatten(1, 2)
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -115,16 +197,24 @@ def by_gram(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
 def of_rows(rows: Rows, columns: Rows, layout: Layout) -> Tensor:
     """Products of gradients of tables: only equal rows meet."""
     _, r, out = rows.lead
-    if cheapest(term(rows), r, columns.lead[1], out, layout) == "gradients":
+    path = cheapest(term(rows), r, columns.lead[1], out, layout, same=columns is rows)
+    if path == "gradients":
         left = rows.explicit()
         return of_explicit(left, left if columns is rows else columns.explicit(), layout)
 
-    def alike(part: slice) -> Tensor:
-        mine = rows.indices[:, part, :, None, None]
-        equal: Tensor = mine == columns.indices[:, None, None]
+    def alike(mine: slice, yours: slice) -> Tensor:
+        left = rows.indices[:, mine, :, None, None]
+        equal: Tensor = left == columns.indices[:, None, None, yours]
         return equal.to(rows.cotangents.dtype)
 
-    return _weighted_gram(rows.cotangents, columns.cotangents, layout, alike)
+    return pairing.over_pairs(
+        rows.cotangents,
+        None if columns is rows else columns.cotangents,
+        layout,
+        alike,
+        pairing.weighted,
+        expanded=1,
+    )
 
 
 def _of_factors_and_rows(u: Factors, v: Rows, layout: Layout) -> Tensor:
@@ -142,38 +232,3 @@ def _of_factors_and_rows(u: Factors, v: Rows, layout: Layout) -> Tensor:
         products = torch.einsum("brpd,bclqd->brpclq", a[:, i : i + step], h)
         blocks.append(torch.einsum(equation.get(layout, "brkpcq,brpclq->brckl"), chosen, products))
     return torch.cat(blocks, dim=1)
-
-
-# -- both -------------------------------------------------------------------------------------
-
-
-def _weighted_gram(
-    rows: Tensor, columns: Tensor, layout: Layout, alike: Callable[[slice], Tensor]
-) -> Tensor:
-    """sum_pp' s_pp' (g_p . g'_p') for cotangents (b, n, out, positions, width), a slice of the rows
-    at a time; `alike` gives s, (b, rows, positions, columns, positions).
-    """
-    b, r, out, p, _ = rows.shape
-    outputs = {"trace": 1, "diagonal": out, "full": out**2}[layout]
-    pairs = b * columns.shape[1] * p * columns.shape[3]
-    step = max(1, WORKING_SET // (pairs * outputs * rows.element_size()))
-    parts = [slice(i, i + step) for i in range(0, r, step)]
-    blocks = [_weighted(rows[:, part], columns, layout, alike(part)) for part in parts]
-    return torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]
-
-
-def _weighted(g: Tensor, h: Tensor, layout: Layout, alike: Tensor) -> Tensor:
-    b, r, out, p, _ = g.shape
-    c, q = h.shape[1], h.shape[3]
-    if layout == "trace":
-        left = g.transpose(2, 3).flatten(3).flatten(1, 2)
-        right = h.transpose(2, 3).flatten(3).flatten(1, 2)
-        cotangents = (left @ right.mT).view(b, r, p, c, q)
-        return cotangents.mul_(alike).sum(dim=(2, 4))
-    if layout == "diagonal":
-        left, right = (v.transpose(1, 2).flatten(2, 3) for v in (g, h))
-        cotangents = (left @ right.mT).view(b, out, r, p, c, q)
-        return cotangents.mul_(alike.unsqueeze(1)).sum(dim=(3, 5)).movedim(1, -1)
-    cotangents = (g.flatten(1, 3) @ h.flatten(1, 3).mT).view(b, r, out, p, c, out, q)
-    weighted = cotangents.mul_(alike[:, :, None, :, :, None])
-    return weighted.sum(dim=(3, 6)).transpose(2, 3)

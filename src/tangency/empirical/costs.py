@@ -20,18 +20,42 @@ __all__ = [
 ]
 
 Layout = Literal["full", "trace", "diagonal"]
-Path = Literal["gram", "gradients"]
+Path = Literal["gram", "cotangents", "gradients"]
 
-WORKING_SET = 2**25
-"""Bytes of one intermediate of a contraction (32 MiB: larger ones only leave the cache)."""
+WORKING_SET = 2**24
+"""Bytes of one intermediate of a contraction (16 MiB: larger ones only leave the cache)."""
 
-ELEMENTWISE = 8
-"""Multiply-adds of a matrix product that take the time of one elementwise multiply-add (memory
-traffic)."""
+HALF = 0.7
+"""What the half of a symmetric product takes of the whole, in bands."""
 
-WEIGHTED = 32
-"""Multiply-adds of a matrix product that take the time of one entry of a Gram matrix over positions
-being made, weighted and summed (short strided rows), measured by `benchmarks/paths.py`."""
+# Multiply-adds of a matrix product that take the time of ..., fitted to `benchmarks/paths.py`:
+
+TOUCHED = 60
+"""one number of a factor, moved to where it is multiplied"""
+
+ENTRY = 50
+"""one entry of a gradient that is written out and read"""
+
+TABLE_ENTRY = 20
+"""one entry of the gradient of a table, most of which are zero"""
+
+WEIGHTED = 80
+"""one entry of a Gram matrix over positions, weighted and summed"""
+
+TABLE_WEIGHTED = 20
+"""the same where indices are compared"""
+
+EQUAL = 80
+"""one comparison of two indices"""
+
+GROUPED = 1.5
+"""one in the small products of groups"""
+
+CALLS = 3e6
+"""the further calls of Gram matrices over positions"""
+
+PAIR = 1.2e6
+"""the calls for one pair of examples"""
 
 
 @dataclass(frozen=True)
@@ -95,25 +119,38 @@ def term(gradients: Gradients) -> Term:
     return Term("factors", positions, inputs, width, groups, entries, fixed, each)
 
 
-def costs(term: Term, rows: int, columns: int, out: int, layout: Layout) -> dict[Path, float]:
-    """Multiply-adds of each path for a tile of `rows` x `columns` examples.
+def costs(
+    term: Term, rows: int, columns: int, out: int, layout: Layout, *, same: bool = False
+) -> dict[Path, float]:
+    """Multiply-adds of each path for a tile of `rows` x `columns` examples; of a tile of `same`
+    examples gradients are made once and one half is computed.
 
     gram: sum_pp' (a_p . a'_p') (g_p . g'_p'), two Gram matrices over (example, position); for a
     table the first one is that of equal rows.
+    cotangents: sum_p g_p . sum_p' (a_p . a'_p') g'_p', where many outputs share the inner sum.
     gradients: J = sum_p g_p a_p^T for each example, then one matrix product of Jacobians.
     """
-    pairs = rows * columns
+    pairs = rows * columns * (HALF if same else 1.0)
     outputs = out**2 if layout == "full" else out
-    products = 1 if layout == "trace" else outputs
-    gradients = (rows + columns) * making(term, out) + pairs * outputs * term.entries
-    if term.kind == "written out" or term.groups > 1:
+    made = rows if same else rows + columns
+    gradients = made * making(term, out) + pairs * outputs * term.entries
+    if term.kind == "written out":
         return {"gradients": gradients}
+    products = 1 if layout == "trace" else outputs
+    places = pairs * term.groups * term.positions**2
     if term.kind == "rows":
-        same = pairs * term.positions**2 * WEIGHTED
-        gram = same + pairs * term.positions**2 * (outputs * term.width + WEIGHTED * products)
+        gram = places * (outputs * term.width + EQUAL + TABLE_WEIGHTED * products) + CALLS
         return {"gram": gram, "gradients": gradients}
-    each = term.inputs + outputs * term.width + WEIGHTED * products
-    return {"gram": float(pairs * term.positions**2 * each), "gradients": gradients}
+    touched = made * _touched(term, out)
+    small = GROUPED if term.groups > 1 else 1.0
+    gram = places * (small * (term.inputs + outputs * term.width) + WEIGHTED * products) + touched
+    gram += CALLS
+    found: dict[Path, float] = {"gram": gram, "gradients": gradients}
+    if layout == "full":
+        each = out * term.width
+        summed = pairs * term.groups * (PAIR + term.positions * each * (out + TOUCHED))
+        found["cotangents"] = places * (term.inputs + each) + summed + 2 * touched
+    return found
 
 
 def making(term: Term, out: int) -> float:
@@ -121,21 +158,35 @@ def making(term: Term, out: int) -> float:
     if term.kind == "written out":
         return 0.0
     if term.kind == "rows":
-        return out * ELEMENTWISE * term.width * (term.positions + term.inputs)
-    return out * term.entries * (term.positions + ELEMENTWISE)
+        return out * (TABLE_ENTRY * term.entries + TOUCHED * term.positions * term.width)
+    return out * term.entries * (term.positions + ENTRY) + _touched(term, out)
+
+
+def _touched(term: Term, out: int) -> int:
+    """Multiply-adds of moving the factors of one example."""
+    return TOUCHED * term.groups * term.positions * (term.inputs + out * term.width)
 
 
 def multiplying(
-    term: Term, rows: int, columns: int, out: int, layout: Layout, *, written: bool
+    term: Term,
+    rows: int,
+    columns: int,
+    out: int,
+    layout: Layout,
+    *,
+    written: bool,
+    same: bool = False,
 ) -> float:
     """Multiply-adds for a tile by the cheapest path; of gradients `written` out, their products."""
-    found = costs(term, rows, columns, out, layout)
+    found = costs(term, rows, columns, out, layout, same=same)
     if written:
-        return found["gradients"] - (rows + columns) * making(term, out)
+        return found["gradients"] - (rows if same else rows + columns) * making(term, out)
     return min(found.values())
 
 
-def cheapest(term: Term, rows: int, columns: int, out: int, layout: Layout) -> Path:
+def cheapest(
+    term: Term, rows: int, columns: int, out: int, layout: Layout, *, same: bool = False
+) -> Path:
     """The path with the lowest cost."""
-    found = costs(term, rows, columns, out, layout)
+    found = costs(term, rows, columns, out, layout, same=same)
     return min(found, key=lambda path: found[path])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,6 +44,7 @@ class Engine:
         value_bytes: bytes of the values in the graph for one example.
         terms: sizes of the gradients of the parameters in `groups`.
         reasons: why the sites of the parameters in `rest` do not serve.
+        known: examples and the outputs that the module had for them together; None without a graph.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Engine:
     value_bytes: int
     terms: Mapping[str, list[list[Term]]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    known: tuple[Examples, Tensor] | None = None
 
     def features(
         self, x: Examples, cotangents: Tensor, written_out: Container[Term] = ()
@@ -64,18 +66,10 @@ class Engine:
 
         Terms of these sizes are written out.
         """
-        n = examples.count(x)
         outputs: Tensor | None = None
         gradients: dict[str, list[list[Gradients]]] = {}
         if self.trace is not None:
-            # The graph is run on at least two examples: what was added is cut off again.
-            seen = self.run(x, cotangents)
-            outputs = seen.outputs[:n]
-            parameters = self.parameters
-            for group in self.groups:
-                found = group.gradients(seen, parameters)
-                kept = [[t.part(slice(0, n)).in_single() for t in terms] for terms in found]
-                gradients[group.name] = [[_at_rest(t, written_out) for t in ts] for ts in kept]
+            outputs, gradients = self._from_sites(x, cotangents, written_out)
         if outputs is None or self.rest:
             compute = jacobian.by_vmap if self.vmap else jacobian.by_autograd
             outputs, rows = compute(self.model, self.rest, x, cotangents)
@@ -84,27 +78,67 @@ class Engine:
         combined = (outputs @ cotangents.mT)[None]
         return Features(Explicit(combined[..., None]).in_single().values[..., 0], gradients)
 
+    def _from_sites(
+        self, x: Examples, cotangents: Tensor, written_out: Container[Term]
+    ) -> tuple[Tensor, dict[str, list[list[Gradients]]]]:
+        """Outputs, and gradients by sites."""
+        # The graph is run on at least two examples: what was added is cut off again.
+        n, parameters = examples.count(x), self.parameters
+        parts: dict[str, list[list[list[Gradients]]]] = {group.name: [] for group in self.groups}
+        small = [group for group in self.groups if self._is_small(group)]
+        large = [group for group in self.groups if not self._is_small(group)]
+
+        def take(seen: Passage, groups: Sequence[Group] = small) -> None:
+            for group in groups:
+                found = group.gradients(seen, parameters)
+                kept = [[t.part(slice(0, n)).in_single() for t in terms] for terms in found]
+                parts[group.name].append([[_at_rest(t, written_out) for t in ts] for ts in kept])
+
+        seen = self.run(x, cotangents, kept=large, each=take if small else None)
+        last = {site.node: group.name for group in large for site in group.sites}
+        for group in large:
+            take(seen, [group])
+            # What was gathered is freed, so that cotangents never exist twice.
+            for node in {site.node for site in group.sites}:
+                if last[node] == group.name:
+                    seen.cotangents.pop(node)
+        return seen.outputs[:n], {name: _of_all_outputs(found) for name, found in parts.items()}
+
+    def _is_small(self, group: Group) -> bool:
+        """Whether a group's gradients come written out: then they are made, output by output, as
+        soon as the cotangents are there, which are larger.
+        """
+        terms = [t for piece in self.terms.get(group.name, ()) for t in piece]
+        return group.derivations is None and all(t.kind == "written out" for t in terms)
+
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Present values of all parameters."""
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
-    def run(self, x: Examples, cotangents: Tensor) -> Passage:
-        """Run the graph once, at least on two examples."""
+    def run(
+        self,
+        x: Examples,
+        cotangents: Tensor,
+        kept: Sequence[Group] | None = None,
+        each: Callable[[Passage], None] | None = None,
+    ) -> Passage:
+        """Run the graph once, at least on two examples; see `passage.run`."""
         assert self.trace is not None
         sites = [site for group in self.groups for site in group.sites]
         read = {node for site in sites for node in site.reads}
         calls = {site.node: None for site in sites}
-        return passage.run(self.trace, self.parameters, _two(x), read, calls, cotangents)
+        nodes = None if kept is None else {site.node for group in kept for site in group.sites}
+        return passage.run(
+            self.trace, self.parameters, _two(x), read, calls, cotangents, nodes, each
+        )
 
-    def is_up_to_date(self, x: Examples) -> bool:
-        """Whether the graph gives the outputs of the module, on two examples of the data."""
-        if self.trace is None:
+    def is_up_to_date(self) -> bool:
+        """Whether the module has the outputs that it had when its graph was confirmed."""
+        if self.known is None:
             return True
-        batch = _two(examples.take(x, slice(0, 2)))
-        none = torch.empty(0, self.out)
-        recorded = passage.run(self.trace, self.parameters, batch, (), (), none).outputs
-        return probe.agree(recorded, evaluate(self.model, batch).detach())
+        x, outputs = self.known
+        return probe.agree(evaluate(self.model, x).detach(), outputs)
 
     def work(self, out: int, layout: Layout) -> Work:
         """What a kernel of `out` outputs needs of every example."""
@@ -112,10 +146,30 @@ class Engine:
             name: [[Term("written out", 0, 0, 0, 1, p.numel(), 0, p.numel() * p.element_size())]]
             for name, p in self.rest.items()
         }
+        # The values, and while cotangents go backward, those of one output.
         held = [t for pieces in terms.values() for piece in pieces for t in piece]
-        # What the backward pass keeps, and the gradients while they are made.
-        making = 2 * sum(t.held_bytes(out) for t in held)
-        return Work(terms, 2 * self.value_bytes + making, out, layout)
+        backward = sum(t.held_bytes(1) for t in held)
+        return Work(terms, 2 * self.value_bytes + backward, out, layout)
+
+
+def _of_all_outputs(parts: list[list[list[Gradients]]]) -> list[list[Gradients]]:
+    """Gradients (sets of entries, terms) of all outputs, of those of some of them."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        [
+            Explicit(torch.cat([t.explicit() for t in terms], dim=2))
+            for terms in zip(*ts, strict=True)
+        ]
+        for ts in zip(*parts, strict=True)
+    ]
+
+
+def _two_known(tried: Probe) -> tuple[Examples, Tensor] | None:
+    """Two examples and their outputs together; they are copies."""
+    if tried.batch is None:
+        return None
+    return examples.take(tried.x, slice(0, 2)), tried.batch[:2]
 
 
 def _two(x: Examples) -> Examples:
@@ -149,7 +203,7 @@ class Preparations:
         now = versions(model)
         key = None if now is None else (now, tuple(parameters), self.recording.key(x1))
         engine = self._engine
-        if key is None or key != self._key or engine is None or not engine.is_up_to_date(x1):
+        if key is None or key != self._key or engine is None or not engine.is_up_to_date():
             self._key = None
             engine = self._engine = prepare(model, parameters, x1, x2, self.recording)
             self._key = key
@@ -208,6 +262,7 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
                 rest=rest,
                 reasons={name: _reason(name, chosen, tried) for name in rest},
                 value_bytes=seen.value_bytes // examples.count(tried.x),
+                known=_two_known(tried),
             )
         recording.forget()
     engine = replace(

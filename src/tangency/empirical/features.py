@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tangency.empirical import contraction
 from tangency.empirical.costs import Layout
-from tangency.empirical.gradients import Gradients, concatenate
+from tangency.empirical.gradients import Gradients, room, write
 
 __all__ = ["Features", "joined", "nngp_block", "ntk_block", "ntk_blocks"]
 
@@ -50,21 +50,29 @@ class Features:
         )
 
 
-def joined(parts: Sequence[Features]) -> Features:
-    """The features of several sets of examples as those of one."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0].gradients
-    return Features(
-        torch.cat([part.outputs for part in parts], dim=1),
-        {
-            name: [
-                [concatenate([p.gradients[name][i][j] for p in parts]) for j in range(len(terms))]
-                for i, terms in enumerate(pieces)
-            ]
-            for name, pieces in first.items()
-        },
-    )
+def joined(parts: Iterable[tuple[slice, Features]], n: int) -> Features:
+    """The features of sets of examples, with their places among `n`, as those of one; only one set
+    exists besides the result.
+    """
+    whole: Features | None = None
+    for place, part in parts:
+        if place == slice(0, n):
+            return part
+        if whole is None:
+            outputs = part.outputs.new_empty(part.outputs.shape[0], n, part.outputs.shape[2])
+            room_for = {
+                name: [[room(term, n) for term in terms] for terms in pieces]
+                for name, pieces in part.gradients.items()
+            }
+            whole = Features(outputs, room_for)
+        whole.outputs[:, place] = part.outputs
+        for name, pieces in part.gradients.items():
+            for into, terms in zip(whole.gradients[name], pieces, strict=True):
+                for memory, term in zip(into, terms, strict=True):
+                    write(memory, place, term)
+        del part, pieces, terms, term
+    assert whole is not None
+    return whole
 
 
 def nngp_block(rows: Features, columns: Features, layout: Layout) -> Tensor:

@@ -6,14 +6,16 @@ All have leading dimensions (b, n): a batch of independent problems of `contract
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Factors", "Gradients", "Rows", "Windows", "add", "concatenate"]
+from tangency.empirical.matrices import each_product
+
+__all__ = ["Explicit", "Factors", "Gradients", "Rows", "Windows", "add", "room", "write"]
 
 
 def _single(value: Tensor) -> Tensor:
@@ -107,6 +109,14 @@ class Factors:
         """The inputs as (b, n, groups, positions, in)."""
         return self.inputs if self.windows is None else self.windows.of(self.inputs)
 
+    def by_group(self) -> Tensor:
+        """The inputs with a problem for each group, (b * groups, n, positions, in)."""
+        return self.expanded().movedim(2, 1).flatten(0, 1)
+
+    def cotangents_by_group(self) -> Tensor:
+        """The cotangents with a problem for each group, (b * groups, n, k, positions, width)."""
+        return self.cotangents.movedim(3, 1).flatten(0, 1)
+
     def slices(self, length: int) -> Iterator[Tensor]:
         """The inputs as (b, n, positions, some of in), about `length` of them at a time; for one
         group.
@@ -138,7 +148,9 @@ class Factors:
         k = self.cotangents.shape[2]
         # One matrix for each example and group: (b, n, groups, k * width, positions).
         matrices = self.cotangents.movedim(2, 3).mT.flatten(3, 4)
-        gradient = (matrices @ self.expanded()).unflatten(3, (k, -1)).movedim(3, 2)
+        products = each_product(matrices.flatten(0, 2), self.expanded().mT.flatten(0, 2))
+        lead = matrices.shape[:3]
+        gradient = products.unflatten(0, lead).unflatten(3, (k, -1)).movedim(3, 2)
         arranged: Tensor = gradient.mT if self.transposed else gradient
         return arranged.flatten(3)
 
@@ -191,20 +203,30 @@ class Rows:
 Gradients: TypeAlias = Explicit | Factors | Rows
 
 
-def concatenate(parts: Sequence[Gradients]) -> Gradients:
-    """The gradients of several sets of examples, of one form, as those of one set."""
-    first = parts[0]
-    if isinstance(first, Explicit):
-        return Explicit(torch.cat([p.values for p in parts if isinstance(p, Explicit)], dim=1))
-    if isinstance(first, Rows):
-        rows = [p for p in parts if isinstance(p, Rows)]
-        indices = torch.cat([p.indices for p in rows], dim=1)
-        return replace(
-            first, indices=indices, cotangents=torch.cat([p.cotangents for p in rows], 1)
-        )
-    factors = [p for p in parts if isinstance(p, Factors)]
-    inputs = torch.cat([p.inputs for p in factors], dim=1)
-    return replace(first, inputs=inputs, cotangents=torch.cat([p.cotangents for p in factors], 1))
+def room(like: Gradients, n: int) -> Gradients:
+    """Memory for the gradients of `n` examples, laid out as those of some of them."""
+    tensors: dict[str, Any] = {name: _empty(v, n) for name, v in _tensors(like).items()}
+    return replace(like, **tensors)
+
+
+def write(into: Gradients, examples: slice, values: Gradients) -> None:
+    """Write the gradients of some examples into their place."""
+    given = _tensors(values)
+    for name, tensor in _tensors(into).items():
+        tensor[:, examples].copy_(given[name])
+
+
+def _tensors(gradients: Gradients) -> dict[str, Tensor]:
+    values = {field.name: getattr(gradients, field.name) for field in fields(gradients)}
+    return {name: v for name, v in values.items() if isinstance(v, Tensor)}
+
+
+def _empty(like: Tensor, n: int) -> Tensor:
+    """(b, n, *shape), with the dimensions of one example in the order in memory that they have."""
+    each = torch.empty_like(like[0, 0])
+    size = (like.shape[0], n, *each.shape)
+    strides = (n * each.numel(), each.numel(), *each.stride())
+    return torch.empty_strided(size, strides, dtype=like.dtype, device=like.device)
 
 
 def add(terms: list[Gradients]) -> list[Gradients]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tangency import examples
-from tangency.empirical.costs import Term, cheapest, costs
+from tangency.empirical.costs import Path, Term, cheapest, costs
 from tangency.empirical.engine import Engine
 from tangency.empirical.groups import Group
 from tangency.empirical.schedule import Schedule, Work
@@ -113,7 +114,7 @@ def plan(engine: Engine, work: Work, order: Schedule, x: Examples, cotangents: T
         parameters=tuple(parameters),
         tile=(order.rows, order.columns),
         passages=order.passages,
-        memory=order.held_bytes(work) + min(order.batch, order.kept) * work.pass_bytes,
+        memory=order.peak_bytes(work),
         seconds=order.passages * _passage_seconds(engine, x, cotangents) + products / rate,
     )
 
@@ -163,7 +164,7 @@ def _path(
     if not found:
         return ParameterPlan(name, "none", 0.0, 0, "it does not reach the outputs")
     words = dict.fromkeys(_words(t, work, order) for t in found)
-    sites = ", ".join(dict.fromkeys(str(site.node.target) for site in group.sites))
+    sites = ", ".join(dict.fromkeys(_operation(site.node) for site in group.sites))
     calls = f"{len(group.sites)} x " if len(group.sites) > 1 else ""
     path = " + ".join(words)
     reason = f"{calls}{sites}; {_comparison(found, work, order)}"
@@ -172,17 +173,35 @@ def _path(
     return ParameterPlan(name, path, multiplied, held, reason)
 
 
+def _operation(node: fx.Node) -> str:
+    """What is called; for one of several results, what gives them."""
+    several = node.target is operator.getitem
+    return str(cast(fx.Node, node.args[0]).target if several else node.target)
+
+
 def _words(t: Term, work: Work, order: Schedule) -> str:
     if t in order.written_out or t.kind == "written out":
         return "gradients, kept"
-    path = cheapest(t, order.rows, order.columns, work.out, work.layout)
-    return "Gram matrices" if path == "gram" else "gradients, by tile"
+    return _PATHS[cheapest(t, *_tile(order), work.out, work.layout, same=not order.met)]
+
+
+_PATHS: dict[Path, str] = {
+    "gram": "Gram matrices",
+    "cotangents": "Gram matrices of inputs, applied",
+    "gradients": "gradients, by tile",
+}
+
+
+def _tile(order: Schedule) -> tuple[int, int]:
+    """The size of most tiles."""
+    return order.rows, order.columns if order.met else order.rows
 
 
 def _comparison(found: Sequence[Term], work: Work, order: Schedule) -> str:
     both: dict[str, float] = {}
     for t in found:
-        for path, cost in costs(t, order.rows, order.columns, work.out, work.layout).items():
+        found_costs = costs(t, *_tile(order), work.out, work.layout, same=not order.met)
+        for path, cost in found_costs.items():
             both[path] = both.get(path, 0.0) + cost
     if len(both) < 2:
         return "no factors to multiply"

@@ -293,7 +293,7 @@ def _pulled(
 
 def _confirms(tried: Probe, gradients: ParameterVectors) -> bool:
     """Whether the gradients of the three examples are those of the module alone."""
-    return all(tried.confirms(name, g.flatten(1).unsqueeze(1)) for name, g in gradients.items())
+    return all(tried.confirms(name, g.reshape(len(g), 1, -1)) for name, g in gradients.items())
 
 
 def trial_vectors(gradients: ParameterVectors) -> tuple[ParameterVectors, Tensor]:
@@ -307,7 +307,7 @@ def trial_vectors(gradients: ParameterVectors) -> tuple[ParameterVectors, Tensor
     vectors: ParameterVectors = {}
     products = torch.zeros(2, n, dtype=torch.float64, device=device)
     for name, gradient in gradients.items():
-        flat = gradient.double().flatten(1) / whole
+        flat = gradient.double().reshape(n, -1) / whole
         # The gradient of a parameter without influence is rounding, and counts as such.
         size = max(float(flat.norm()), torch.finfo(gradient.dtype).eps ** 0.5)
         wave = torch.arange(flat.shape[1], device=flat.device).double().add(0.5).sin()

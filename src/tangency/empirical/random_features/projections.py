@@ -86,6 +86,7 @@ def random_features(
         if parameters[name].numel()
     }
     work = engine.work(k, layout)
+    each = max(1, 2 * (work.pass_bytes + work.held_bytes))
     room = max(1, min(WORKING_SET, memory // 16))
     # Channels in groups have small matrices: often smaller than what they are made of.
     small = frozenset(
@@ -93,7 +94,7 @@ def random_features(
     )
     result = cotangents.new_empty(n, k // outputs, dim)
     with tiles.progress("random features", n) as advance:
-        for batch in _slices(n, memory // (2 * max(1, work.pass_bytes))):
+        for batch in _slices(n, memory // each):
             gradients = engine.features(examples.take(x, batch), cotangents, small).gradients
             size = batch.stop - batch.start
             total = torch.zeros(dim, size, k // outputs, dtype=dtype, device=cotangents.device)

@@ -3,8 +3,8 @@
 One file for each family of operations; what no rule serves, `local` does.
 """
 
-from tangency.empirical.sites import affine, convolution, lookup
+from tangency.empirical.sites import affine, convolution, elementwise, lookup
 from tangency.empirical.sites.local import local_site
 from tangency.empirical.sites.registry import Site, ruled_site
 
-__all__ = ["Site", "affine", "convolution", "local_site", "lookup", "ruled_site"]
+__all__ = ["Site", "affine", "convolution", "elementwise", "local_site", "lookup", "ruled_site"]

@@ -100,6 +100,10 @@ class Windows:
             cut = cut.unfold(-rank, step * (taps - 1) + 1, stride)[..., ::step]
         groups = cut.unflatten(-2 * rank - 1, (geometry.groups, -1))
         lead = groups.dim() - 2 * rank - 3
-        # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, m, *out, channels, *taps)
-        moved: Tensor = groups.movedim(lead + 1, lead).movedim(lead + 2, lead + 2 + rank)
-        return moved.flatten(lead + 2 + rank).flatten(lead + 1, -2)
+        out = range(lead + 3, lead + 3 + rank)
+        kernel = range(lead + 3 + rank, lead + 3 + 2 * rank)
+        # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, channels, *taps, m, *out):
+        # positions stand last, as in the input, so that whole rows of it are copied.
+        moved = groups.permute(*range(lead), lead + 1, lead + 2, *kernel, lead, *out)
+        columns: Tensor = moved.flatten(lead + 2 + rank).flatten(lead + 1, -2)
+        return columns.mT
