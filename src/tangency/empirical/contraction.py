@@ -17,7 +17,7 @@ from torch import Tensor
 from tangency.empirical import pairing
 from tangency.empirical.costs import WORKING_SET, Layout, cheapest, term
 from tangency.empirical.gradients import Factors, Gradients, Rows
-from tangency.empirical.matrices import each_product, inner_products
+from tangency.matrices import each_product, inner_products
 
 __all__ = [
     "by_cotangents",

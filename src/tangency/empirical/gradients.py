@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from tangency.empirical.matrices import each_product
+from tangency.matrices import each_product
 
 __all__ = ["Explicit", "Factors", "Gradients", "Rows", "Windows", "add", "room", "write"]
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tangency.empirical.costs import WORKING_SET, Layout
-from tangency.empirical.matrices import inner_products, long_products
+from tangency.matrices import inner_products, long_products
 
 __all__ = ["Alike", "Weigh", "applied", "mirrored", "over_pairs", "pieces", "weighted"]
 

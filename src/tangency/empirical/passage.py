@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tangency import examples
-from tangency.empirical.matrices import linear
 from tangency.examples import Examples
+from tangency.matrices import linear
 from tangency.program.trace import Trace
 
 __all__ = ["Order", "Passage", "batch_axis", "run"]

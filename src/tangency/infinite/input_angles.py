@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Layout, place
+from tangency.matrices import inner_products
 
 __all__ = ["input_products", "input_versines"]
 
@@ -79,7 +80,7 @@ def _products(
     elif batch:
         product = torch.baddbmm(a.new_ones(1, 1, 1), a, b.mT, alpha=-1)
     else:
-        product = torch.addmm(a.new_ones(1, 1), a[0], b[0].mT, alpha=-1)
+        product = 1 - inner_products(a[0], b[0])
     product = product.reshape(*batch, *sizes_a, n1, *sizes_b, n2)
     now = [*tied, *mine, "n1", *yours, "n2"]
     order = [now.index(k) for k in [*range(rank), "n1", "n2"]]

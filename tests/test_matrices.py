@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from tangency import EmpiricalKernel
-from tangency.empirical.matrices import each_product, inner_products, linear, long_products
+from tangency.matrices import each_product, inner_products, linear, long_products
 
 LARGE = (300, 200, 150)
 SMALL = (3, 4, 5)
@@ -103,3 +106,21 @@ def test_float32_kernel_of_a_wide_network(output: str, convolutional: bool) -> N
     one_by_one = EmpiricalKernel(model.float(), output=output).diagonal(x).ntk
     here = torch.arange(12)
     assert_equal(one_by_one, expected[here, here])
+
+
+@pytest.mark.parametrize("product", [inner_products, long_products])
+def test_derivatives_of_products(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Recorded, by transforms and forward: where oneDNN's product would drop them."""
+    a, b, t = normal(300, 150), normal(200, 150, seed=1), normal(300, 150, seed=2)
+    expected = b.double().sum(0).expand(300, -1)
+    leaf = a.clone().requires_grad_()
+    product(leaf, b).sum().backward()
+    assert leaf.grad is not None
+    assert_equal(leaf.grad, expected)
+    assert_equal(torch.func.grad(lambda x: product(x, b).sum())(a), expected)
+    forward = t.double() @ b.double().mT
+    assert_equal(torch.func.jvp(lambda x: product(x, b), (a,), (t,))[1], forward)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(product(forward_ad.make_dual(a, t), b)).tangent
+        assert dual is not None
+        assert_equal(dual, forward)

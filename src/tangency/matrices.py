@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.forward_ad import unpack_dual
 
 __all__ = ["each_product", "inner_products", "linear", "long_products"]
 
@@ -26,14 +28,14 @@ def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
     """Inner products of vectors, (*batch, m, size) and (*batch, n, size): (*batch, m, n)."""
     if rows.dim() == 3 and len(rows) == 1:
         return inner_products(rows[0], columns[0])[None]
-    if rows.dim() == 2 and _by_onednn(rows, columns, rows.numel() * len(columns)):
+    if rows.dim() == 2 and _plainly_onednn(rows, columns, rows.numel() * len(columns)):
         return _onednn(rows, columns)
     return rows @ columns.mT
 
 
 def long_products(rows: Tensor, columns: Tensor) -> Tensor:
     """Inner products of few long vectors, (m, size) and (n, size)."""
-    if _by_onednn(rows, columns, _LONG * rows.numel() * len(columns)):
+    if _plainly_onednn(rows, columns, _LONG * rows.numel() * len(columns)):
         return _onednn(rows, columns)
     return rows @ columns.mT
 
@@ -42,7 +44,7 @@ def each_product(rows: Tensor, columns: Tensor) -> Tensor:
     """The same for many matrices, (batch, m, size) and (batch, n, size): one after the other where
     they are large, which leaves them in the cache.
     """
-    if not _by_onednn(rows, columns, rows.shape[1] * columns.shape[1] * rows.shape[2]):
+    if not _plainly_onednn(rows, columns, rows.shape[1] * columns.shape[1] * rows.shape[2]):
         return rows @ columns.mT
     found = rows.new_empty(len(rows), rows.shape[1], columns.shape[1])
     for result, a, b in zip(found, rows, columns, strict=True):
@@ -72,6 +74,18 @@ def _by_onednn(rows: Tensor, columns: Tensor, multiply_adds: int) -> bool:
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _plainly_onednn(rows: Tensor, columns: Tensor, multiply_adds: int) -> bool:
+    """The same, where no derivative is asked for: oneDNN's product has none of its own."""
+    both = (rows, columns)
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in both)
+    return (
+        _by_onednn(rows, columns, multiply_adds)
+        and not recorded
+        and peek_interpreter_stack() is None  # no transform of torch.func
+        and all(unpack_dual(tensor).tangent is None for tensor in both)
     )
 
 
