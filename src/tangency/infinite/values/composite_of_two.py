@@ -137,7 +137,7 @@ class CompositeOfTwo(Value):
             ntks.append(None if block.ntk is None else layout.embed(block.ntk, inner))
         left = pairs.table("left", self, "expansion", layout)
         right = pairs.table("right", other, "expansion", layout)
-        versine, *slopes = self._pair(left, right, versines)
+        versine, *slopes = self._pair(left, right, versines, pairs.rehearsal)
         total: Tensor | None = None
         for slope, ntk in zip(slopes, ntks, strict=True):
             if ntk is not None:
@@ -146,15 +146,20 @@ class CompositeOfTwo(Value):
         return Block(versine.to(pairs.dtype), total)
 
     def _pair(
-        self, left: dict[str, Tensor], right: dict[str, Tensor], versines: list[Tensor]
+        self,
+        left: dict[str, Tensor],
+        right: dict[str, Tensor],
+        versines: list[Tensor],
+        rehearsal: bool,
     ) -> tuple[Tensor, ...]:
-        """What the rule gives, or only its shape in a trial run without data: it has thousands of
-        small operations.
+        """What the rule gives, or some covariance of the same shape where only that counts: it has
+        thousands of small operations.
         """
-        if not versines[0].is_meta:
+        if not rehearsal:
             return self.dual.pair(left, right, versines[0], versines[1])
         given = [left["sd"], right["sd"], *versines]
-        return (torch.empty(torch.broadcast_shapes(*(t.shape for t in given)), device="meta"),) * 3
+        whole = versines[0].expand(torch.broadcast_shapes(*(t.shape for t in given)))
+        return whole, torch.full_like(whole, 0.5), torch.full_like(whole, 0.5)
 
     def _with_gaussian(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         """Stein: E[psi h] = sum_m E[d_m psi] E[g_m h] for jointly Gaussian g_m, h."""
