@@ -100,7 +100,9 @@ class InfiniteKernel:
         estimation.check(samples, seed)
         if memory < 1:
             raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
-        self.program: Program = capture(model, example, output, dropout=dropout)
+        self.program: Program = capture(
+            model, example, output, dropout=dropout, select_early=not dropout
+        )
         self.parametrization = parametrization
         self.dtype = dtype
         self._example = examples.dense(example)
