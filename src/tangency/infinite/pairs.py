@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +12,11 @@ from torch import Tensor
 from tangency.infinite.input_angles import input_products, input_versines
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.memory import Memory
+from tangency.infinite.sampling.draw import Draw, NeedsSamples
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value, uncorrelated
 
-if TYPE_CHECKING:
-    from tangency.infinite.sampling.draw import Draw
-
-__all__ = ["Key", "Kind", "Pairs", "Quantities", "Uses"]
+__all__ = ["Key", "Kind", "Pairs", "Quantities", "Uses", "WithoutSamples"]
 
 
 class Quantities(Protocol):
@@ -43,6 +41,20 @@ class Quantities(Protocol):
     def samples(self, value: Value, part: slice) -> Draw: ...
 
     def number(self, number: float, *, wide: bool = False) -> Tensor: ...
+
+
+class WithoutSamples:
+    """A side of an exact kernel."""
+
+    rehearsal = False
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """Refused."""
+        raise NeedsSamples("a covariance in this network has no closed form")
+
+    def samples(self, value: Value, part: slice) -> Draw:
+        """Refused."""
+        raise NeedsSamples("a covariance in this network has no closed form")
 
 
 Kind: TypeAlias = Literal["block", "moments"]

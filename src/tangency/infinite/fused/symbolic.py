@@ -24,7 +24,7 @@ from tangency.infinite.fused.trace import (
     traced,
 )
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
-from tangency.infinite.pairs import Pairs
+from tangency.infinite.pairs import Pairs, WithoutSamples
 from tangency.infinite.side import DATA, Side
 from tangency.infinite.values.composite import Composite
 from tangency.infinite.values.concrete import Concrete
@@ -78,7 +78,7 @@ def _traced(
     return tracer, tuple(cast(Traced, root).node for root in roots)
 
 
-class _SymbolicSide:
+class _SymbolicSide(WithoutSamples):
     """The quantities of one side as leaves, which are computed only if the result needs them."""
 
     def __init__(self, side: Side, kind: str, tracer: Tracer) -> None:

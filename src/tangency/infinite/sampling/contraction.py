@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,22 +15,11 @@ from tangency.infinite.sampling.mirroring import mirror
 
 __all__ = ["Sample", "contracted", "dims_of"]
 
-CHUNK = 1 << 20
+CHUNK = 1 << 17
 """Entries of the largest intermediate result: it stays in cache."""
-
-SPLIT = 4
-"""Blocks into which the examples are cut at least where half of the pairs are enough."""
 
 Sample: TypeAlias = tuple[Tensor, Tensor]
 """Samples of weights and of their tangents, `(S, *dims of the block, batch)`, perhaps broadcast."""
-
-
-class _Sum(NamedTuple):
-    """One of the sums over both keys: which samples it takes, and which of the values' moments."""
-
-    kind: int
-    values: Tensor
-    total: Tensor
 
 
 def contracted(
@@ -39,7 +28,7 @@ def contracted(
     values: Moments,
     inner: Layout,
     layout: Layout,
-    key: int,
+    keys: tuple[int, int],
     *,
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -54,22 +43,27 @@ def contracted(
         values: moments K and NTK T of the values, laid out by `inner`.
         inner: the layout with both keys.
         layout: the layout of the result.
-        key: the dimension of j in `inner`.
+        keys: the dimensions of j and j' in `inner`.
         symmetric: whether left and right are the same.
     """
-    moment = ntk = torch.zeros((), dtype=torch.float64, device=values.moment.device)
+    sums: _Sums | None = None
     count = 0
     for part in parts:
         left, right = samples(part)
-        if not count:
-            moment, ntk = (_empty(left[0], values.moment, right[0], inner, layout) for _ in "KT")
-        sums = [_Sum(0, values.moment, moment), _Sum(1, values.moment, ntk)]
-        if values.ntk is not None:
-            sums.append(_Sum(0, values.ntk.double(), ntk))
-        for one in sums:
-            _add(one, left[one.kind], right[one.kind], inner, layout, key, symmetric)
+        if sums is None:
+            sums = _Sums(left[0], values, right[0], inner, keys)
+        sums.add(left, right, symmetric)
         count = part.stop
-    return moment.div_(count), ntk.div_(count)
+    assert sums is not None
+    moment, ntk = (
+        _laid_out(total.div_(count), sums, inner, layout) for total in (sums.moment, sums.ntk)
+    )
+    if symmetric:
+        n = moment.shape[-1]
+        for whole in (moment, ntk):
+            for i in range(n):
+                mirror(whole, tiles.Tile(slice(i, i + 1), slice(i, n)), layout)
+    return moment, ntk
 
 
 def dims_of(inner: Layout, layout: Layout) -> list[int]:
@@ -78,63 +72,109 @@ def dims_of(inner: Layout, layout: Layout) -> list[int]:
     return left + [inner.index("right", b) for b in layout.free_right]
 
 
-def _empty(left: Tensor, values: Tensor, right: Tensor, inner: Layout, layout: Layout) -> Tensor:
-    """Zeros of the shape of the result."""
-    shape = torch.broadcast_shapes(left.shape[1:], values.shape, right.shape[1:])
-    kept = [shape[k] for k in dims_of(inner, layout)]
-    return values.new_zeros(*kept, *shape[inner.rank :])
+def _laid_out(total: Tensor, sums: _Sums, inner: Layout, layout: Layout) -> Tensor:
+    """A total `(*batch, *shared, *left, *right)` with the dimensions of a block."""
+    shape = [sums.sizes[k] for k in (*sums.batch, *sums.shared, *sums.left, *sums.right)]
+    order = [*sums.batch, *sums.shared, *sums.left, *sums.right]
+    wanted = [*dims_of(inner, layout), *sums.batch]
+    gone = [k for k in order if k not in wanted]  # of size one
+    whole = total.reshape(shape).permute(*(order.index(k) for k in (*wanted, *gone)))
+    return whole.flatten(-len(gone) - 1) if gone else whole
 
 
-def _add(
-    one: _Sum,
-    left: Tensor,
-    right: Tensor,
-    inner: Layout,
-    layout: Layout,
-    key: int,
-    symmetric: bool,
-) -> None:
-    """Add the sum over some samples to the total."""
-    shapes = zip(left.shape[1:], one.values.shape, strict=True)
-    size = math.prod(max(pair) for k, pair in enumerate(shapes) if k not in (key, *_batch(inner, left)))
-    if left.dim() - 1 - inner.rank == 1:  # pairs of equal examples
-        _accumulate(one.total, left, one.values, right, inner, layout, key, size)
-        return
-    n1, n2 = one.total.shape[-2:]
-    fitting = math.isqrt(max(1, CHUNK // (size * left.shape[0])))
-    most = -(-n1 // SPLIT) if symmetric else max(n1, n2)
-    for tile in tiles.plan(n1, n2, max(1, min(fitting, most)), symmetric=symmetric):
-        at = (..., tile.rows, tile.columns)
-        values = one.values.expand(*one.values.shape[:-2], n1, n2)[at]
-        rows, columns = left[..., tile.rows, :], right[..., tile.columns]
-        _accumulate(one.total[at], rows, values, columns, inner, layout, key, size)
-        if symmetric:
-            mirror(one.total, tile, layout)
+class _Sums:
+    """Sums over samples, as products of matrices for each pair of examples.
+
+    Of the dimensions of the block, `left` are in the left weights alone and `right` in the right
+    ones; `shared` are all others but the keys.
+    """
+
+    def __init__(
+        self, left: Tensor, values: Moments, right: Tensor, inner: Layout, keys: tuple[int, int]
+    ) -> None:
+        moment = values.moment
+        self.sizes = torch.broadcast_shapes(left.shape[1:], moment.shape, right.shape[1:])
+        self.keys = keys
+        self.batch = list(range(inner.rank, moment.dim()))
+        free = [k for k in range(inner.rank) if k not in keys and moment.shape[k] == 1]
+        self.left = [k for k in free if left.shape[1 + k] > 1 and right.shape[1 + k] == 1]
+        self.right = [k for k in free if right.shape[1 + k] > 1 and left.shape[1 + k] == 1]
+        apart = {*keys, *self.left, *self.right}
+        self.shared = [k for k in range(inner.rank) if k not in apart]
+        self._kernels = [self._matrices(moment)]
+        if values.ntk is not None:
+            self._kernels.append(self._matrices(values.ntk.double()))
+        rows, columns = self._size(self.left), self._size(self.right)
+        shape = [self.sizes[k] for k in self.batch]
+        whole = (*shape, self._size(self.shared), rows, columns)
+        self.moment, self.ntk = moment.new_zeros(whole), moment.new_zeros(whole)
+
+    def _size(self, dims: list[int]) -> int:
+        return math.prod(self.sizes[k] for k in dims)
+
+    def _matrices(self, values: Tensor) -> Tensor:
+        """Moments of the values, `(*batch, shared, keys, keys)`."""
+        order = [*self.batch, *self.shared, *self.keys]
+        sizes = list(values.shape)
+        for k in order:
+            sizes[k] = self.sizes[k]
+        full = values.expand(sizes).permute(*order, *self.left, *self.right)
+        shape = [self.sizes[k] for k in self.batch]
+        keys = [self.sizes[k] for k in self.keys]
+        return full.reshape(*shape, self._size(self.shared), *keys)
+
+    def _weights(self, samples: Tensor, own: list[int], key: int, *, first: bool) -> Tensor:
+        """Samples of weights, `(n, shared, own, S, keys)`, or `(n, shared, S, keys, own)`."""
+        batch = self.batch[:1] if first else self.batch[-1:]
+        sizes = list(samples.shape)
+        for k in (*self.shared, *own, key, *batch):
+            sizes[1 + k] = self.sizes[k]
+        full = samples.expand(sizes)
+        lead = [1 + k for k in (*batch, *self.shared)]
+        mine = [1 + k for k in own]
+        order = [*lead, *mine, 0, 1 + key] if first else [*lead, 0, 1 + key, *mine]
+        rest = [k for k in range(samples.dim()) if k not in order]
+        n, shared = self.sizes[batch[0]], self._size(self.shared)
+        shape = (n, shared, self._size(own), samples.shape[0], self.sizes[key])
+        if not first:
+            shape = (n, shared, samples.shape[0], self.sizes[key], self._size(own))
+        return full.permute(*order, *rest).reshape(shape)
+
+    def add(self, left: Sample, right: Sample, symmetric: bool) -> None:
+        """Add the sums over some samples; with `symmetric`, of half of the pairs."""
+        mine = [self._weights(z, self.left, self.keys[0], first=True) for z in left]
+        yours = [self._weights(y, self.right, self.keys[1], first=False) for y in right]
+        self._accumulate(self.moment, mine[0], self._kernels[0], yours[0], symmetric)
+        self._accumulate(self.ntk, mine[1], self._kernels[0], yours[1], symmetric)
+        for kernel in self._kernels[1:]:
+            self._accumulate(self.ntk, mine[0], kernel, yours[0], symmetric)
+
+    def _accumulate(
+        self, total: Tensor, left: Tensor, kernel: Tensor, right: Tensor, symmetric: bool
+    ) -> None:
+        pair = left.shape[1] * left.shape[2] * right.shape[3]  # entries of one sample
+        step = min(left.shape[3], max(1, CHUNK // pair))
+        if len(self.batch) == 1:
+            for begin in range(0, left.shape[3], step):
+                z, y = left[:, :, :, begin : begin + step], right[:, :, begin : begin + step]
+                total += _product(z, kernel, y)
+            return
+        size = max(1, CHUNK // (pair * step))
+        n1, n2 = kernel.shape[:2]
+        for i in range(n1):
+            for j in range(i if symmetric else 0, n2, size):
+                at = slice(j, min(j + size, n2))
+                for begin in range(0, left.shape[3], step):
+                    z = left[i : i + 1, :, :, begin : begin + step]
+                    total[i, at] += _product(z, kernel[i, at], right[at, :, begin : begin + step])
 
 
-def _batch(inner: Layout, samples: Tensor) -> range:
-    """The dimensions of the examples."""
-    return range(inner.rank, samples.dim() - 1)
-
-
-def _accumulate(
-    total: Tensor,
-    left: Tensor,
-    values: Tensor,
-    right: Tensor,
-    inner: Layout,
-    layout: Layout,
-    key: int,
-    size: int,
-) -> None:
-    """Add the sum over samples and both keys to `total`."""
-    labels = list(range(values.dim()))
-    sample = len(labels)
-    kept = [*dims_of(inner, layout), *labels[inner.rank :]]
-    without = [k for k in labels if k != key]
-    pairs = math.prod(values.shape[inner.rank :])
-    step = max(1, CHUNK // (size * pairs))
-    for begin in range(0, left.shape[0], step):
-        z, y = (part[begin : begin + step] for part in (left, right))
-        half = torch.einsum(z, [sample, *labels], values, labels, [sample, *without])
-        total += torch.einsum(half, [sample, *without], y, [sample, *labels], kept)
+def _product(left: Tensor, kernel: Tensor, right: Tensor) -> Tensor:
+    """Sums over samples and both keys: `(n, shared, left, S, j) (n, shared, j, k) (n, shared, S, k,
+    right)`, one left for all n perhaps.
+    """
+    n, shared, rows, samples, keys = left.shape
+    half = left.reshape(n, shared, rows * samples, keys) @ kernel
+    whole = half.reshape(*half.shape[:2], rows, samples * kernel.shape[-1])
+    product: Tensor = whole @ right.flatten(2, 3)
+    return product

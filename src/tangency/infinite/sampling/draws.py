@@ -26,6 +26,7 @@ from tangency.infinite.sampling.gaussians import GaussianVectors, Row
 from tangency.infinite.sampling.noise import UNIT, Noise
 from tangency.infinite.sampling.plan import SamplingPlan
 from tangency.infinite.sampling.products import Factors, factors_of
+from tangency.infinite.sampling.uses import COVARIANCES
 from tangency.infinite.values.position import Rearranged
 from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
@@ -81,10 +82,10 @@ class Draws:
         self.correlated: set[Hashable] = set()
         """The Gaussians that others are correlated with."""
         ledger = plan.ledger()
-        known = None if like is None else like.pairs.memory
-        self.pairs = BlockwisePairs(whole, Memory(known, name="pairs", ledger=ledger))
-        known = None if like is None else like._known
-        self._known = Memory(known, name="draws", ledger=ledger)
+        exact = (None, None) if like is None else (like.pairs.memory, like._known)
+        memory = Memory(exact[0], name=COVARIANCES, ledger=ledger)
+        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses)
+        self._known: Memory = Memory(exact[1], name="draws", ledger=ledger)
         self._gaussians: dict[Value, Draw] = {}
         self._streams: dict[Hashable, int] = {}
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
@@ -103,7 +104,7 @@ class Draws:
     @property
     def samples(self) -> int:
         """Their number."""
-        return self.part.stop - self.part.start
+        return int(self.part.stop - self.part.start)
 
     def of(self, value: Value, part: slice | None = None) -> Draw:
         """Samples of a value, `(S, *positions, n)`: some of them, or else those being drawn."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from tangency.errors import InvalidInput
 from tangency.infinite.memory import Ledger
-from tangency.infinite.sampling.retention import Record, Retention, Uses
+from tangency.infinite.sampling.retention import Record, Retention
+from tangency.infinite.sampling.uses import Uses
 
 __all__ = ["SamplingPlan"]
 

@@ -195,6 +195,7 @@ def _factored(
         if block is None:
             return None
         full = block.double().expand(*sizes, n, n).permute(batch, *left, batch + 1, *right)
-        return factor_of(full.reshape(n * size, n * size).clone(memory_format=torch.contiguous_format))
+        matrix = torch.empty(full.shape, dtype=torch.float64, device=full.device).copy_(full)
+        return factor_of(matrix.view(n * size, n * size))
 
     return factor(found.moment), factor(found.ntk)

@@ -8,14 +8,13 @@ one group of samples to the next.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tangency.infinite.memory import Entry, Memory
 from tangency.infinite.sampling.sizes import Size, size_of_result
+from tangency.infinite.sampling.uses import COVARIANCES, Uses
 
-__all__ = ["Record", "Retention", "Uses"]
+__all__ = ["Record", "Retention"]
 
 
 class _Event(NamedTuple):
@@ -24,26 +23,6 @@ class _Event(NamedTuple):
     entry: Entry
     size: Size
     sampled: bool
-
-
-@dataclass(frozen=True)
-class Uses:
-    """What each result is needed for.
-
-    Attributes:
-        askers: the results for which each one is asked; None stands for whoever asks from outside.
-        asks: the same the other way round.
-        kept: exact results of which samples are made: other groups of samples need them too.
-    """
-
-    askers: Mapping[Entry, frozenset[Entry | None]]
-    asks: Mapping[Entry | None, tuple[Entry, ...]]
-    kept: frozenset[Entry]
-
-    def over_after(self, entry: Entry, done: set[Entry | None]) -> list[Entry]:
-        """What is not needed any more when `entry` is there, as the last of what is `done`."""
-        parts = self.asks.get(entry, ())
-        return [part for part in parts if part not in self.kept and self.askers[part] <= done]
 
 
 class Record:
@@ -67,7 +46,7 @@ class Record:
     def uses(self) -> Uses:
         """Who asked for what."""
         exact = {event.entry for event in self._events if not event.sampled}
-        pinned = frozenset(event.entry for event in self._events if event.entry[1][0] == "pooled")  # type: ignore[index]
+        pinned = frozenset(e.entry for e in self._events if cast(Any, e.entry[1])[0] == "pooled")
         asks: defaultdict[Entry | None, list[Entry]] = defaultdict(list)
         for entry, askers in self._askers.items():
             for asker in askers:
@@ -93,6 +72,8 @@ class Record:
             for event in self._events:
                 if later and not event.sampled:
                     continue  # it is there, or nobody asks for it again
+                if event.entry[0] == COVARIANCES and uses.passes(cast(Any, event.entry[1])):
+                    continue  # it is never there as a whole
                 alive[event.entry] = event.size.bytes(examples, samples)
                 total = sum(alive.values())
                 peak = max(peak, total + event.size.work * examples**2)

@@ -325,8 +325,8 @@ class Attended(Value):
             return mine, other._weight_samples("right", part, inner, pairs)
 
         symmetric = self is other and pairs.whole and is_symmetric(layout)
-        key = inner.index("left", self.keys)
-        moment, ntk = contracted(parts, samples, values, inner, layout, key, symmetric=symmetric)
+        keys = inner.index("left", self.keys), inner.index("right", other.keys)
+        moment, ntk = contracted(parts, samples, values, inner, layout, keys, symmetric=symmetric)
         return Moments(moment, ntk.to(pairs.dtype))
 
     def _weight_samples(self, which: Which, part: slice, inner: Layout, pairs: Pairs) -> Sample:
