@@ -121,7 +121,7 @@ class _Sums:
         full = values.expand(sizes).permute(*order, *self.left, *self.right)
         shape = [self.sizes[k] for k in self.batch]
         keys = [self.sizes[k] for k in self.keys]
-        return full.reshape(*shape, self._size(self.shared), *keys)
+        return full.reshape(*shape, self._size(self.shared), *keys).contiguous()
 
     def _weights(self, samples: Tensor, own: list[int], key: int, *, first: bool) -> Tensor:
         """Samples of weights, `(n, shared, own, S, keys)`, or `(n, shared, S, keys, own)`."""
@@ -138,35 +138,43 @@ class _Sums:
         shape = (n, shared, self._size(own), samples.shape[0], self.sizes[key])
         if not first:
             shape = (n, shared, samples.shape[0], self.sizes[key], self._size(own))
-        return full.permute(*order, *rest).reshape(shape)
+        return full.permute(*order, *rest).reshape(shape).contiguous()
 
     def add(self, left: Sample, right: Sample, symmetric: bool) -> None:
         """Add the sums over some samples; with `symmetric`, of half of the pairs."""
-        mine = [self._weights(z, self.left, self.keys[0], first=True) for z in left]
-        yours = [self._weights(y, self.right, self.keys[1], first=False) for y in right]
-        self._accumulate(self.moment, mine[0], self._kernels[0], yours[0], symmetric)
-        self._accumulate(self.ntk, mine[1], self._kernels[0], yours[1], symmetric)
-        for kernel in self._kernels[1:]:
-            self._accumulate(self.ntk, mine[0], kernel, yours[0], symmetric)
+        # Entries of the sums over j of one sample, for one pair of examples.
+        pair = self._size(self.shared) * self._size(self.left) * self.sizes[self.keys[1]]
+        step = max(1, CHUNK // pair)
+        for begin in range(0, left[0].shape[0], step):
+            some = slice(begin, begin + step)
+            mine = [self._weights(z[some], self.left, self.keys[0], first=True) for z in left]
+            yours = [self._weights(y[some], self.right, self.keys[1], first=False) for y in right]
+            count = max(1, CHUNK // (pair * mine[0].shape[3]))
+            self._accumulate(self.moment, mine[0], self._kernels[0], yours[0], symmetric, count)
+            self._accumulate(self.ntk, mine[1], self._kernels[0], yours[1], symmetric, count)
+            for kernel in self._kernels[1:]:
+                self._accumulate(self.ntk, mine[0], kernel, yours[0], symmetric, count)
 
     def _accumulate(
-        self, total: Tensor, left: Tensor, kernel: Tensor, right: Tensor, symmetric: bool
+        self,
+        total: Tensor,
+        left: Tensor,
+        kernel: Tensor,
+        right: Tensor,
+        symmetric: bool,
+        count: int,
     ) -> None:
-        pair = left.shape[1] * left.shape[2] * right.shape[3]  # entries of one sample
-        step = min(left.shape[3], max(1, CHUNK // pair))
+        """Add the sums over some samples, for `count` pairs of examples at a time."""
+        n1, n2 = kernel.shape[0], kernel.shape[1]
         if len(self.batch) == 1:
-            for begin in range(0, left.shape[3], step):
-                z, y = left[:, :, :, begin : begin + step], right[:, :, begin : begin + step]
-                total += _product(z, kernel, y)
+            for i in range(0, n1, count):
+                at = slice(i, i + count)
+                total[at] += _product(left[at], kernel[at], right[at])
             return
-        size = max(1, CHUNK // (pair * step))
-        n1, n2 = kernel.shape[:2]
         for i in range(n1):
-            for j in range(i if symmetric else 0, n2, size):
-                at = slice(j, min(j + size, n2))
-                for begin in range(0, left.shape[3], step):
-                    z = left[i : i + 1, :, :, begin : begin + step]
-                    total[i, at] += _product(z, kernel[i, at], right[at, :, begin : begin + step])
+            for j in range(i if symmetric else 0, n2, count):
+                at = slice(j, min(j + count, n2))
+                total[i, at] += _product(left[i : i + 1], kernel[i, at], right[at])
 
 
 def _product(left: Tensor, kernel: Tensor, right: Tensor) -> Tensor:
@@ -174,7 +182,7 @@ def _product(left: Tensor, kernel: Tensor, right: Tensor) -> Tensor:
     right)`, one left for all n perhaps.
     """
     n, shared, rows, samples, keys = left.shape
-    half = left.reshape(n, shared, rows * samples, keys) @ kernel
-    whole = half.reshape(*half.shape[:2], rows, samples * kernel.shape[-1])
+    half = left.view(n, shared, rows * samples, keys) @ kernel
+    whole = half.view(*half.shape[:2], rows, samples * kernel.shape[-1])
     product: Tensor = whole @ right.flatten(2, 3)
     return product

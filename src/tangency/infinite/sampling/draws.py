@@ -145,8 +145,10 @@ class Draws:
 
     def normal(self, owner: Value, *shape: int) -> Tensor:
         """Independent standard normal numbers of a value's own, `(S, *shape)`."""
-        numbers = self.noise.normal(self.stream(owner), self.part, math.prod(shape))
-        return numbers.reshape(self.samples, *shape)
+        size, stream = math.prod(shape), self.stream(owner)
+        if self.plan.passes(size // self.side.count):
+            return self.noise.normal(stream, self.part, size).reshape(self.samples, *shape)
+        return self.noise.matched(stream, size)[:, self.part].T.reshape(self.samples, *shape)
 
     def stream(self, owner: Value, number: int = 0) -> int:
         """The number of a stream of random numbers of a value's own, in the order of first use."""
