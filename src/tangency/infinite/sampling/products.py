@@ -178,9 +178,7 @@ def _shells(ranks: list[tuple[int, int]]) -> Iterator[_Shell]:
         r, s = rows, columns
 
 
-def _factored(
-    draws: Draws, value: Value, order: Positions
-) -> tuple[Factor | None, Factor | None]:
+def _factored(draws: Draws, value: Value, order: Positions) -> tuple[Factor | None, Factor | None]:
     """Factors of the moment and of the NTK as matrices over (example, *order)."""
     found = draws.pairs.moments(value, value, frozenset())
     assert found is not None

@@ -72,8 +72,11 @@ class Uses:
         if key not in self._most:
             _, u, v, ties = key
             own = entries_of(u, v, Layout(u.positions, v.positions, ties))
-            parts = [cast(Any, part[1]) for part in self.asks.get((COVARIANCES, key), ())
-                     if part[0] == COVARIANCES]
+            parts = [
+                cast(Any, part[1])
+                for part in self.asks.get((COVARIANCES, key), ())
+                if part[0] == COVARIANCES
+            ]
             passing = [self.most_entries(part) for part in parts if self.passes(part)]
             self._most[key] = max([own, *passing])
         return self._most[key]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attended", "Logits", "is_certain"]
 
+
 def is_certain(value: Value) -> bool:
     """Whether a value is the same number on every coordinate, with no randomness."""
     if isinstance(value, Sum):
