@@ -7,8 +7,9 @@ alone: in the last block of a transformer, one query instead of all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -146,11 +147,8 @@ class _Region:
                 for source in self._outside(node):
                     if source not in made:
                         made[source] = self._cut(graph, source)
-                inputs = self._inputs(node)
-                args, kwargs = map_arg(
-                    (node.args, node.kwargs),
-                    lambda n, inputs=inputs: made[n] if n in inputs else n,
-                )
+                cut = {n: made[n] for n in self._inputs(node)}
+                args, kwargs = map_arg((node.args, node.kwargs), partial(_replaced, cut))
                 made[node] = _call(graph, node, self._sizes(node, args), kwargs)
             source = made[cast(fx.Node, self.selection.args[0])]
             last = _call(graph, self.selection, (source, self.dim, 0), {})
@@ -180,6 +178,10 @@ class _Region:
         sizes = list(args[1])
         sizes[place] = 1 if alone else -1
         return (args[0], sizes, *args[2:])
+
+
+def _replaced(by: Mapping[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    return by.get(node, node)
 
 
 def _call(graph: fx.Graph, like: fx.Node, args: Any, kwargs: Any) -> fx.Node:

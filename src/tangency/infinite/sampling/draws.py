@@ -42,6 +42,9 @@ FACTORED = 200
 CHUNK = 1 << 21
 """Numbers of a value in the samples that are drawn at a time."""
 
+_CHUNK_BYTES = 512
+"""Bytes of memory for each of these numbers: with all that is made of it, it takes a quarter."""
+
 _MATRICES = 4
 """Matrices over all positions and examples that are alive while a Gaussian is drawn."""
 
@@ -123,7 +126,8 @@ class Draws:
         passing = [size_of(v.positions) for v in values if self._passes(v)]
         step = self._whole.stop
         if passing:
-            fitting = CHUNK // (max(passing) * self.side.count)
+            numbers = min(CHUNK, self.plan.memory // _CHUNK_BYTES)
+            fitting = numbers // (max(passing) * self.side.count)
             step = min(step, max(UNIT, fitting // UNIT * UNIT))
         for start in range(0, self._whole.stop, step):
             yield slice(start, min(start + step, self._whole.stop))
