@@ -232,7 +232,8 @@ class InfiniteKernel:
         plan = SamplingPlan(self.memory, count, samples, record=record)
         one = examples.take(x, slice(0, 1))
         side = self._new_side(one, torch.float64, few, plan=plan)
-        evaluate(side)
+        with torch.no_grad():
+            evaluate(side)
         plan.refuse(record.peak(count, samples / REHEARSED), "covariances and samples of ")
         return SamplingPlan(
             self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)

@@ -156,7 +156,9 @@ class _Region:
         trace = self.program.trace
         if trace.output is self.selection:
             trace = replace(trace, output=last)
-        graph.eliminate_dead_code()
+        graph.erase_node(self.selection)
+        for node in [n for n in reversed(graph.nodes) if n in self.nodes]:
+            graph.erase_node(node)  # attention counts as random, and would stay otherwise
         return trace
 
     def _cut(self, graph: fx.Graph, source: fx.Node) -> fx.Node:

@@ -171,3 +171,22 @@ def test_products_of_calls_on_the_same_data_agree(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(part, full[:3, :3], rtol=1e-6, atol=1e-8)
     for part, full in zip(kernel.pair(x[:2], x[2:]), whole, strict=True):
         torch.testing.assert_close(part, full[:2, 2:], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("name", ["transformer", "max pooling", "residual"])
+def test_sampled_kernels_are_differentiable(
+    name: str, factored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples of a seed are a function of the data: its slope by finite differences."""
+    if factored:
+        monkeypatch.setattr(draws, "FACTORED", 2)
+    make, x = NETWORKS[name]
+    kernel = sampled(make(), x, samples=64)
+    generator = torch.Generator().manual_seed(2)
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(kernel.ntk(leaf)[0, 1], leaf)
+    step = 1e-5 * direction
+    by_differences = float(kernel.ntk(x + step)[0, 1] - kernel.ntk(x - step)[0, 1]) / 2e-5
+    assert float((slope * direction).sum()) == pytest.approx(by_differences, rel=2e-3)

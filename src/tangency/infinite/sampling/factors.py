@@ -32,8 +32,11 @@ class Factor:
     """
 
     def __init__(self, covariance: Tensor, sd: Tensor) -> None:
-        self.inverse = torch.where(sd > 0, 1 / torch.where(sd > 0, sd, 1.0), 0.0)
-        lower = covariance.mul_(self.inverse[:, None]).mul_(self.inverse)
+        inverse = torch.where(sd > 0, 1 / torch.where(sd > 0, sd, 1.0), 0.0)
+        if covariance.requires_grad:
+            self._differentiable(covariance, sd, inverse)
+            return
+        lower = covariance.mul_(inverse[:, None]).mul_(inverse)
         kept: list[int] = []
         for start in range(0, len(sd), BLOCK):
             stop = min(start + BLOCK, len(sd))
@@ -43,6 +46,16 @@ class Factor:
         whole = lower if len(kept) == len(sd) else lower[:, : len(kept)].clone()
         self.matrix: Tensor = whole.mul_(sd[:, None])
         """F, (N, rank)."""
+
+    def _differentiable(self, covariance: Tensor, sd: Tensor, inverse: Tensor) -> None:
+        """The same, of the coordinates that have a column, by operations with derivatives."""
+        with torch.no_grad():
+            self.kept = Factor(covariance.detach().clone(), sd.detach()).kept
+        correlation = inverse[:, None] * covariance * inverse
+        columns = correlation[:, self.kept]
+        triangle = torch.linalg.cholesky(columns[self.kept])
+        solved = torch.linalg.solve_triangular(triangle, columns.T, upper=False)
+        self.matrix = sd[:, None] * solved.T
 
     def white(self, noise: Tensor) -> Tensor:
         """The rows of white noise, one for each of the N coordinates, that F meets: `(rank, S)`."""

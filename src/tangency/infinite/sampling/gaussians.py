@@ -45,7 +45,7 @@ class GaussianVectors:
         taken = row.factor.white(noise)
         samples = row.factor.matrix @ taken
         for j, block in row.blocks.items():
-            samples += block @ self._known[j][1]
+            samples = samples + block @ self._known[j][1]
         if not last:
             self._known[name] = row, taken
         return samples
@@ -60,7 +60,10 @@ class GaussianVectors:
         blocks = self._blocks(earlier)
         sd = own.diagonal().clamp_min(0).sqrt()
         for block in blocks.values():
-            own.addmm_(block, block.T, alpha=-1)
+            if own.requires_grad or block.requires_grad:
+                own = own - block @ block.T
+            else:
+                own.addmm_(block, block.T, alpha=-1)
         return Row(blocks, Factor(own, sd))
 
     def _blocks(self, earlier: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
