@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from tangency.infinite.side import Side
 
 __all__ = ["CompositeOfTwo"]
+
+
+PIECE = 1 << 15
+"""Entries of a covariance that are computed at a time: the rule's many intermediate results stay in
+cache."""
+
+
+def _cut(values: Tensor, at: slice, rank: int) -> Tensor:
+    """Some places along the first dimension, unless all are the same."""
+    first = values.dim() - rank
+    return values if values.shape[first] == 1 else values[(slice(None),) * first + (at,)]
 
 
 class CompositeOfTwo(Value):
@@ -155,11 +167,20 @@ class CompositeOfTwo(Value):
         """What the rule gives, or some covariance of the same shape where only that counts: it has
         thousands of small operations.
         """
-        if not rehearsal:
-            return self.dual.pair(left, right, versines[0], versines[1])
         given = [left["sd"], right["sd"], *versines]
-        whole = versines[0].expand(torch.broadcast_shapes(*(t.shape for t in given)))
-        return whole, torch.full_like(whole, 0.5), torch.full_like(whole, 0.5)
+        shape = torch.broadcast_shapes(*(t.shape for t in given))
+        if rehearsal:
+            whole = versines[0].expand(shape)
+            return whole, torch.full_like(whole, 0.5), torch.full_like(whole, 0.5)
+        step = max(1, PIECE // max(1, math.prod(shape[1:])))
+        pieces = [
+            self.dual.pair(
+                *({k: _cut(t, at, len(shape)) for k, t in side.items()} for side in (left, right)),
+                *(_cut(v, at, len(shape)) for v in versines),
+            )
+            for at in (slice(start, start + step) for start in range(0, shape[0], step))
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
     def _with_gaussian(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         """Stein: E[psi h] = sum_m E[d_m psi] E[g_m h] for jointly Gaussian g_m, h."""
