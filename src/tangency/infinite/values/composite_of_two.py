@@ -173,13 +173,12 @@ class CompositeOfTwo(Value):
             whole = versines[0].expand(shape)
             return whole, torch.full_like(whole, 0.5), torch.full_like(whole, 0.5)
         step = max(1, PIECE // max(1, math.prod(shape[1:])))
-        pieces = [
-            self.dual.pair(
-                *({k: _cut(t, at, len(shape)) for k, t in side.items()} for side in (left, right)),
-                *(_cut(v, at, len(shape)) for v in versines),
-            )
-            for at in (slice(start, start + step) for start in range(0, shape[0], step))
-        ]
+        pieces = []
+        for start in range(0, shape[0], step):
+            at = slice(start, start + step)
+            sides = [{k: _cut(t, at, len(shape)) for k, t in s.items()} for s in (left, right)]
+            first, second = (_cut(v, at, len(shape)) for v in versines)
+            pieces.append(self.dual.pair(sides[0], sides[1], first, second))
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
     def _with_gaussian(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
