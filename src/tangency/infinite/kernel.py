@@ -69,8 +69,8 @@ class InfiniteKernel:
             form is exact in both cases.
         samples: their number.
         seed: equal seeds give equal samples.
-        memory: bytes that the computation may take, besides the module, the data and the kernel.
-            More of it helps only where samples are refused for lack of it.
+        memory: bytes that a sampled kernel may take, besides the module, the data and the result;
+            what needs more is refused before the work. Exact kernels keep to 2 GiB by tiles.
 
     Raises:
         InvalidInput: bad example data, or unusable `init` or `parametrization`.
