@@ -87,9 +87,9 @@ def test_samples_and_pairs_at_a_time_make_no_difference(
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_a_transformer_keeps_to_its_memory(mean: bool) -> None:
-    """The weights of one layer in all samples of a group take 36 MiB, with their tangents 71."""
-    x, memory = tokens(8, 33), 48 * MEBIBYTE
-    kernel = sampled(Transformer(mean=mean), x, memory=memory)
+    """The weights of one layer in all samples of a group take 10 MiB, with their tangents 20."""
+    x, memory = tokens(4, 20), 12 * MEBIBYTE
+    kernel = sampled(Transformer(mean=mean), x, samples=6400, memory=memory)
     with Allocations() as allocations:
         kernel.pair(x)
     assert allocations.peak < memory

@@ -29,6 +29,11 @@ TILE = 512**2
 """Entries of one covariance that are computed at a time, so that they stay in cache."""
 
 
+_BYTES = 8 * 20 * 8
+"""Bytes of the budget for each of these entries: with some twenty intermediate results they take an
+eighth of it."""
+
+
 class BlockwisePairs(Pairs):
     """Covariances between all examples of one side.
 
@@ -36,13 +41,15 @@ class BlockwisePairs(Pairs):
         whole: the side.
         memory: where the covariances are remembered.
         needed: what each of them is needed for, where that is known.
+        budget: bytes that all may take.
     """
 
-    def __init__(self, whole: SideTile, memory: Memory, needed: Uses | None) -> None:
+    def __init__(self, whole: SideTile, memory: Memory, needed: Uses | None, budget: int) -> None:
         super().__init__(whole, whole, memory=memory)
         self.whole = True
         self.side: Side = whole.side
         self.needed = needed
+        self._tile = min(TILE, budget // _BYTES)
         self._open: dict[Key, _Assembly] = {}
 
     def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
@@ -50,7 +57,7 @@ class BlockwisePairs(Pairs):
             return None
         key = (kind, u, v, layout.ties)
         most = entries_of(u, v, layout) if self.needed is None else self.needed.most_entries(key)
-        size = math.isqrt(max(1, TILE // most))
+        size = math.isqrt(max(1, self._tile // most))
         if expands(u, v).whole or size >= self.side.count:
             return super()._compute(kind, u, v, layout)
         if key not in self._open:

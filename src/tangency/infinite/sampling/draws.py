@@ -87,7 +87,7 @@ class Draws:
         ledger = plan.ledger()
         exact = (None, None) if like is None else (like.pairs.memory, like._known)
         memory = Memory(exact[0], name=COVARIANCES, ledger=ledger)
-        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses)
+        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses, plan.memory)
         self._known: Memory = Memory(exact[1], name="draws", ledger=ledger)
         self._gaussians: dict[Value, Draw] = {}
         self._streams: dict[Hashable, int] = {}
