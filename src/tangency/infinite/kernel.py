@@ -217,6 +217,7 @@ class InfiniteKernel:
             for sampling in groups:
                 side = self._new_side(x, torch.float64, sampling, side, plan)
                 yield evaluate(side)
+                side.draws.release()
                 advance()
 
     def _sampling_plan(
@@ -234,7 +235,9 @@ class InfiniteKernel:
         side = self._new_side(one, torch.float64, few, plan=plan)
         with torch.no_grad():
             evaluate(side)
-        plan.refuse(record.peak(count, samples / REHEARSED), "covariances and samples of ")
+        working = self.memory // 8  # tiles and some samples at a time
+        needed = record.peak(count, samples / REHEARSED) + working
+        plan.refuse(needed, "covariances and samples of ")
         return SamplingPlan(
             self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
         )

@@ -112,6 +112,11 @@ class Memory(dict[Hashable, Any]):
         """Forget a result; it is computed anew if it is asked for again."""
         self.pop(key, None)
 
+    def forget_samples(self) -> None:
+        """Forget all results that rest on samples."""
+        for key in self._sampled:
+            self.pop(key, None)
+
 
 def rests_on_samples() -> None:
     """Note that the results under way are estimates."""

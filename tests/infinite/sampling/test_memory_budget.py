@@ -125,31 +125,6 @@ def test_memory_is_a_positive_number() -> None:
         sampled(Transformer(mean=True), x, memory=0)
 
 
-def test_covariances_are_forgotten_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the layers, the same peak."""
-    monkeypatch.setattr(draws, "CHUNK", 1)
-    x = tokens(12, 20)
-
-    def peak(layers: int) -> int:
-        model = Transformer(mean=True)
-        block = model.encoder.layers[0]
-        model.encoder.layers = nn.ModuleList(
-            [block]
-            + [
-                nn.TransformerEncoderLayer(
-                    16, 4, 32, 0.0, "gelu", batch_first=True, norm_first=True
-                )
-                for _ in range(layers - 1)
-            ]
-        )
-        kernel = sampled(model, x, samples=128)
-        with Allocations() as allocations:
-            kernel.pair(x)
-        return allocations.peak
-
-    assert peak(6) < 1.3 * peak(3)
-
-
 def test_gram_matrices_of_transformers_are_positive_semi_definite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

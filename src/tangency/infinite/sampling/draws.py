@@ -163,6 +163,14 @@ class Draws:
         found = self._known.ask(("factors", owner), lambda: factors_of(self, query, key))
         return cast(Factors, found)
 
+    def release(self) -> None:
+        """Forget all samples and what was made of them, when the group is done."""
+        self.pairs.memory.forget_samples()
+        self._known.forget_samples()
+        self._gaussians.clear()
+        self._values, self._tangents = GaussianVectors(), GaussianVectors()
+        self._passing = None
+
     def _passes(self, value: Value) -> bool:
         """Whether samples of a value are made some at a time, and not remembered."""
         return self.plan.passes(size_of(value.positions)) and not self._pooled(value)
