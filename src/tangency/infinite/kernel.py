@@ -236,8 +236,8 @@ class InfiniteKernel:
         with torch.no_grad():
             evaluate(side)
         working = self.memory // 8  # tiles and some samples at a time
-        needed = record.peak(count, samples / REHEARSED) + working
-        plan.refuse(needed, "covariances and samples of ")
+        needed = record.peak(count, samples / REHEARSED)
+        plan.refuse(needed, "covariances and samples of ", working)
         return SamplingPlan(
             self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
         )

@@ -58,16 +58,18 @@ class SamplingPlan:
         """
         self.refuse(pair * self.examples**2, f"the joint covariance of {positions} positions of ")
 
-    def refuse(self, needed: int, what: str) -> None:
+    def refuse(self, needed: int, what: str, working: int = 0) -> None:
         """Refuse what takes more than the memory.
 
         Args:
             needed: bytes; they grow with the square of the number of examples.
             what: takes them, of the examples.
+            working: bytes that are needed besides, whatever the number of examples.
         """
-        if needed <= self.memory:
+        left = self.memory - working
+        if needed <= left:
             return
-        fitting = math.isqrt(self.memory * self.examples**2 // needed)
+        fitting = math.isqrt(left * self.examples**2 // needed)
         advice = (
             f"ask for the kernel of at most {fitting} examples at a time, or for"
             if fitting > 1
