@@ -236,8 +236,11 @@ class InfiniteKernel:
         with torch.no_grad():
             evaluate(side)
         working = self.memory // 8  # tiles and some samples at a time
-        needed = record.peak(count, samples / REHEARSED)
-        plan.refuse(needed, "covariances and samples of ", working)
+
+        def peak(examples: int) -> int:
+            return record.peak(examples, samples / REHEARSED) + working
+
+        plan.refuse(peak(count), "covariances and samples of ", peak)
         return SamplingPlan(
             self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
         )

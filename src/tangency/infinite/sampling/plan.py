@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from tangency.errors import InvalidInput
@@ -58,18 +58,19 @@ class SamplingPlan:
         """
         self.refuse(pair * self.examples**2, f"the joint covariance of {positions} positions of ")
 
-    def refuse(self, needed: int, what: str, working: int = 0) -> None:
+    def refuse(self, needed: int, what: str, peak: Callable[[int], int] | None = None) -> None:
         """Refuse what takes more than the memory.
 
         Args:
             needed: bytes; they grow with the square of the number of examples.
             what: takes them, of the examples.
-            working: bytes that are needed besides, whatever the number of examples.
+            peak: what another number of examples needs, if that does not grow with its square.
         """
-        left = self.memory - working
-        if needed <= left:
+        if needed <= self.memory:
             return
-        fitting = math.isqrt(left * self.examples**2 // needed)
+        fitting = math.isqrt(self.memory * self.examples**2 // needed)
+        while peak is not None and fitting > 0 and peak(fitting) > self.memory:
+            fitting -= 1
         advice = (
             f"ask for the kernel of at most {fitting} examples at a time, or for"
             if fitting > 1
