@@ -72,7 +72,7 @@ class SamplingPlan:
         while peak is not None and fitting > 0 and peak(fitting) > self.memory:
             fitting -= 1
         advice = (
-            f"ask for the kernel of at most {fitting} examples at a time, or for"
+            f"ask for the kernel of about {fitting} examples at a time, or for"
             if fitting > 1
             else "even one example does not fit: ask for"
         )
