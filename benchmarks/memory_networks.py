@@ -124,5 +124,6 @@ POINTS: dict[str, Point] = {
         "21 convolutions, global pooling", layers(*pooled_layers(21)), 1, 1, EAGER
     ),
     "resnet18": Point("ResNet-18, basic blocks", resnet18, 4, options=SAMPLED),
+    "vit_two": Point("small vision transformer", VisionTransformer, 2, options=SAMPLED),
     "vit": Point("small vision transformer", VisionTransformer, 16, options=SAMPLED),
 }

@@ -55,7 +55,14 @@ TORCHVISION = [
         images(),
         options={"init": Init.lecun()},
     ),
-    Architecture("Swin-T", "torchvision.models.swin_t", models.swin_t, images()),
+    # With the default number of samples this row alone would take CI minutes.
+    Architecture(
+        "Swin-T",
+        "torchvision.models.swin_t, samples=128",
+        models.swin_t,
+        images(),
+        options={"samples": 128},
+    ),
 ]
 
 

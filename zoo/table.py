@@ -33,8 +33,8 @@ Which networks `InfiniteKernel` takes as they are, with no edit. This page is ge
 `zoo/table.py` (`make coverage`), and CI checks it. *exact*: closed forms and deterministic
 quadrature, without randomness. *sampled*: some value is no function of few Gaussians (a
 maximum over a window, a softmax, gates at many times), and `numerical="sample"` estimates its
-moments; the standard error is that of the default number of samples, from two seeds, relative to
-the size of the kernel. *not yet*: refused, with the reason.
+moments; the standard error is that of the default number of samples, unless the source says
+another, from two seeds, relative to the size of the kernel. *not yet*: refused, with the reason.
 
 Seconds are those of building the kernel object and of a 2 by 2 matrix on one core (on {cores}).
 Widths and depths are the libraries' own unless said; images have 32 by 32 pixels or fewer.

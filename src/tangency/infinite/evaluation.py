@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tangency.infinite.input_angles import input_versines
 from tangency.infinite.layout import Block, Layout, Ties
-from tangency.infinite.pairs import Pairs, Quantities
+from tangency.infinite.pairs import Pairs, Quantities, WithoutSamples
 from tangency.infinite.side import DATA, Side, SideTile
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
@@ -60,7 +60,7 @@ def evaluate(output: Value, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return nngp, torch.zeros_like(nngp) if block.ntk is None else block.ntk
 
 
-class _Recorder:
+class _Recorder(WithoutSamples):
     """Answers from a side and remembers what was asked."""
 
     def __init__(self, side: SideTile) -> None:
@@ -88,7 +88,7 @@ class _Recorder:
         return self.side.number(number, wide=wide)
 
 
-class _Given:
+class _Given(WithoutSamples):
     """Answers from given tensors."""
 
     def __init__(self, side: SideTile, given: dict[Key, Tensor]) -> None:

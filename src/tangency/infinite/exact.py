@@ -77,14 +77,14 @@ class Evaluation:
                 kernel.diagonal().copy_(diagonal)
         return KernelPair(*kernels)
 
-    def whole(self, pairs: Pairs, n1: int, n2: int, *, symmetric: bool) -> KernelPair:
-        """Both kernels of the n1 and n2 examples of given pairs at once."""
-        kernels = []
-        for block in evaluate(self.output, pairs):
-            full = self._arrange(block, n1, n2)
+    def of_samples(self, side: Side) -> KernelPair:
+        """Both kernels of the examples of a side with themselves, by its samples."""
+        kernels, n = [], side.count
+        for block in evaluate(self.output, side.draws.pairs):
+            full = self._arrange(block, n, n)
             kernels.append(torch.empty_like(full))
-            tile = tiles.Tile(slice(0, n1), slice(0, n2))
-            tiles.fill(kernels[-1], tile, full, symmetric=symmetric)
+            tile = tiles.Tile(slice(0, n), slice(0, n))
+            tiles.fill(kernels[-1], tile, full, symmetric=True)
         return KernelPair(*kernels)
 
     def diagonal(self, side: Side) -> KernelPair:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, cast
 
 import torch
@@ -16,21 +16,25 @@ from tangency.infinite.exact import Evaluation
 from tangency.infinite.independence import check_independence
 from tangency.infinite.init import Init
 from tangency.infinite.lowering import Lowering
-from tangency.infinite.pairs import Pairs
 from tangency.infinite.parameters import Parametrization, module_parameters
-from tangency.infinite.planning import examples_per_side
+from tangency.infinite.planning import MEMORY_BUDGET, examples_per_side
 from tangency.infinite.rules.affine import refuse_mixing
 from tangency.infinite.rules.pointwise import refuse_varying_factors
 from tangency.infinite.sampling import estimation
-from tangency.infinite.sampling.draws import NeedsSamples, Sampling
+from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
-from tangency.infinite.side import Side, SideTile
+from tangency.infinite.sampling.plan import SamplingPlan
+from tangency.infinite.sampling.retention import Record
+from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
 from tangency.kernel_pair import KernelPair
 from tangency.program.capture import Program, capture
 from tangency.program.outputs import Output
 
 __all__ = ["InfiniteKernel"]
+
+REHEARSED = 16
+"""Samples of a rehearsal."""
 
 
 class InfiniteKernel:
@@ -65,6 +69,8 @@ class InfiniteKernel:
             form is exact in both cases.
         samples: their number.
         seed: equal seeds give equal samples.
+        memory: bytes that a sampled kernel may take, besides the module, the data and the result;
+            what needs more is refused before the work. Exact kernels keep to 2 GiB by tiles.
 
     Raises:
         InvalidInput: bad example data, or unusable `init` or `parametrization`.
@@ -85,18 +91,24 @@ class InfiniteKernel:
         numerical: Literal["sample"] | None = None,
         samples: int = 4096,
         seed: int = 0,
+        memory: int = MEMORY_BUDGET,
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise InvalidInput(f"dtype is {dtype}; kernels need a floating-point type.")
         if numerical not in (None, "sample"):
             raise InvalidInput(f'numerical is {numerical!r}; it can be None or "sample".')
         estimation.check(samples, seed)
-        self.program: Program = capture(model, example, output, dropout=dropout)
+        if memory < 1:
+            raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
+        self.program: Program = capture(
+            model, example, output, dropout=dropout, select_early=not dropout
+        )
         self.parametrization = parametrization
         self.dtype = dtype
         self._example = examples.dense(example)
         self.samples = samples
         self.seed = seed
+        self.memory = memory
         parameters = module_parameters(model, init, parametrization)
         self._lowering = Lowering(self.program, parameters, sample=numerical == "sample")
         positions = self.program.atoms(self.program.output, "position")
@@ -190,18 +202,48 @@ class InfiniteKernel:
         """For each group of samples, the kernels of the first `count` examples with themselves, or
         else with the others.
         """
+        columns = slice(0 if symmetric else count, examples.count(x))
+        for whole in self._by_groups(x, self._evaluation.of_samples):
+            yield KernelPair(*(kernel[:count, columns] for kernel in whole))
+
+    def _by_groups(
+        self, x: Examples, evaluate: Callable[[Side], KernelPair]
+    ) -> Iterator[KernelPair]:
+        """What `evaluate` makes of a side with each group of samples, after a rehearsal."""
+        groups = estimation.groups(self.samples, self.seed)
+        plan = self._sampling_plan(x, groups[0].samples, evaluate)
         side: Side | None = None
-        pairs: Pairs | None = None
-        rows, columns = slice(0, count), slice(0 if symmetric else count, examples.count(x))
-        for sampling in estimation.groups(self.samples, self.seed):
-            side = self._new_side(x, torch.float64, sampling, like=side)
-            if symmetric:
-                pairs = side.draws.pairs
-            else:
-                pairs = Pairs(SideTile(side, rows), SideTile(side, columns), like=pairs)
-            yield self._evaluation.whole(
-                pairs, count, columns.stop - columns.start, symmetric=symmetric
-            )
+        with tiles.progress("kernel, by samples", len(groups)) as advance:
+            for sampling in groups:
+                side = self._new_side(x, torch.float64, sampling, side, plan)
+                yield evaluate(side)
+                side.draws.release()
+                advance()
+
+    def _sampling_plan(
+        self, x: Examples, samples: int, evaluate: Callable[[Side], KernelPair]
+    ) -> SamplingPlan:
+        """What may be forgotten on the way, and that what remains fits into memory.
+
+        Raises:
+            InvalidInput: it does not.
+        """
+        record = Record()
+        count, few = examples.count(x), Sampling(REHEARSED, self.seed)
+        plan = SamplingPlan(self.memory, count, samples, record=record)
+        one = examples.take(x, slice(0, 1))
+        side = self._new_side(one, torch.float64, few, plan=plan)
+        with torch.no_grad():
+            evaluate(side)
+        working = self.memory // 8  # tiles and some samples at a time
+
+        def peak(examples: int) -> int:
+            return record.peak(examples, samples / REHEARSED) + working
+
+        plan.refuse(peak(count), "covariances and samples of ", peak)
+        return SamplingPlan(
+            self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
+        )
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
@@ -216,10 +258,7 @@ class InfiniteKernel:
         return KernelPair(*(kernel.to(dtype) for kernel in mean))
 
     def _sampled_diagonals(self, x: Examples) -> Iterator[KernelPair]:
-        side: Side | None = None
-        for sampling in estimation.groups(self.samples, self.seed):
-            side = self._new_side(x, torch.float64, sampling, like=side)
-            yield self._evaluation.diagonal(side)
+        yield from self._by_groups(x, self._evaluation.diagonal)
 
     def _side(self, x: Examples) -> Side:
         return self._new_side(x, self.dtype or _floating_dtype(x))
@@ -230,8 +269,9 @@ class InfiniteKernel:
         dtype: torch.dtype,
         sampling: Sampling | None = None,
         like: Side | None = None,
+        plan: SamplingPlan | None = None,
     ) -> Side:
-        side = Side(self.program, x, dtype, self._statistic_pieces, sampling, like)
+        side = Side(self.program, x, dtype, self._statistic_pieces, sampling, like, plan)
         if like is None:
             last = examples.take(x, slice(side.count - 1, side.count))
             alone = Side(self.program, last, dtype, self._statistic_pieces, sampling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
@@ -12,20 +12,23 @@ from torch import Tensor
 from tangency.infinite.input_angles import input_products, input_versines
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
 from tangency.infinite.memory import Memory
+from tangency.infinite.sampling.draw import Draw, NeedsSamples
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value, uncorrelated
 
-__all__ = ["Key", "Pairs", "Quantities", "Uses"]
+__all__ = ["Key", "Kind", "Pairs", "Quantities", "Uses", "WithoutSamples"]
 
 
 class Quantities(Protocol):
     """What a block needs to know of one of its two sides.
 
     `smooth` asks for formulas that can be differentiated everywhere, at zero and at equal inputs:
-    through the moments of linear values, rather than norms and angles, which have cusps there.
+    through the moments of linear values, rather than norms and angles, which have cusps there. In a
+    `rehearsal` only the shape of what is costly counts.
     """
 
     smooth: bool
+    rehearsal: bool
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor: ...
 
@@ -33,7 +36,25 @@ class Quantities(Protocol):
 
     def names(self, value: Value, table: str) -> tuple[str, ...]: ...
 
+    def parts(self, *values: Value) -> Iterator[slice]: ...
+
+    def samples(self, value: Value, part: slice) -> Draw: ...
+
     def number(self, number: float, *, wide: bool = False) -> Tensor: ...
+
+
+class WithoutSamples:
+    """A side of an exact kernel."""
+
+    rehearsal = False
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """Refused."""
+        raise NeedsSamples("a covariance in this network has no closed form")
+
+    def samples(self, value: Value, part: slice) -> Draw:
+        """Refused."""
+        raise NeedsSamples("a covariance in this network has no closed form")
 
 
 Kind: TypeAlias = Literal["block", "moments"]
@@ -66,6 +87,7 @@ class Pairs:
             batch dimension, `(n,)`, otherwise two, `(n1, n2)`.
         uses: if given, a covariance is forgotten when all that is made of it is there.
         like: pairs of the same examples whose covariances are the same where they are exact.
+        memory: where the covariances are remembered, if not in a memory of its own.
     """
 
     def __init__(
@@ -76,6 +98,7 @@ class Pairs:
         coincident: bool = False,
         uses: Uses | None = None,
         like: Pairs | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.rows = rows
         self.columns = columns
@@ -85,8 +108,13 @@ class Pairs:
         self._done: set[Key | None] = set()
         self._under_way: list[Key] = []
         self.flipped = False
+        self.whole = False
+        """Whether rows and columns are all examples of one side."""
         self.smooth = rows.smooth or columns.smooth
-        self._memo: Memory = Memory(None if like is None else like._memo)
+        self.rehearsal = rows.rehearsal
+        self.memory: Memory = (
+            memory if memory is not None else Memory(None if like is None else like.memory)
+        )
         self.angle_blocks: dict[tuple[Concrete, Concrete, Ties], Tensor] = {}
         self._mirror: Pairs | None = None
 
@@ -117,7 +145,7 @@ class Pairs:
             return covariance
 
         self.asked[key].add(self._under_way[-1] if self._under_way else None)
-        return self._memo.ask(key, compute)
+        return self.memory.ask(key, compute)
 
     def _forget_parts(self, key: Key) -> None:
         """Forget the covariances that were needed for the one under `key` and those before it."""
@@ -125,8 +153,8 @@ class Pairs:
             return
         self._done.add(key)
         for part in self.uses.asks.get(key, ()):
-            if part in self._memo and self.uses.askers[part] <= self._done:
-                self.drop(self._memo.pop(part))
+            if part in self.memory and self.uses.askers[part] <= self._done:
+                self.drop(self.memory.pop(part))
 
     def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
         """Of two values, the one of higher precedence expands."""
@@ -191,6 +219,22 @@ class Pairs:
             name: self.quantity(which, value, "entry", table, name, layout=layout, wide=own)
             for name in names
         }
+
+    def samples(
+        self, which: Which, value: Value, part: slice, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """Some samples of the left or right value and of its tangent, in float64, with as many
+        leading dimensions, shaped to broadcast in the block. `layout` tells where positions go.
+        """
+        draw = self._side(which).samples(value, part)
+        return (
+            self._spread(draw.value.double(), which, layout),
+            self._spread(draw.tangent.double(), which, layout),
+        )
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """All samples, some at a time."""
+        return self.rows.parts(*values)
 
     def mean(self, which: Which, value: Value, layout: Layout) -> Tensor | None:
         """E[value], in float64, or None where it is zero by construction."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -17,7 +17,9 @@ from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.memory import Memory
 from tangency.infinite.pairs import Pairs
 from tangency.infinite.roots import root
-from tangency.infinite.sampling.draws import Draws, NeedsSamples, Sampling
+from tangency.infinite.sampling.draw import Draw, NeedsSamples, Sampling
+from tangency.infinite.sampling.draws import Draws
+from tangency.infinite.sampling.plan import SamplingPlan
 from tangency.infinite.trial import Trial
 from tangency.infinite.values.scaled import Scaled
 from tangency.infinite.values.value import Value, to_positions
@@ -48,7 +50,8 @@ class Side:
 
     Quantities are O(n): they are computed once for the whole data set, in float64, and tiles cut
     from them in `dtype`. Data stay in `dtype`. A side `like` another of the same data, but with
-    other samples, has what does not rest on samples from it.
+    other samples, has what does not rest on samples from it. A `plan` says how samples keep to
+    their memory.
     """
 
     def __init__(
@@ -59,12 +62,16 @@ class Side:
         pieces: Callable[[fx.Node], Sequence[tuple[float, Value]]],
         sampling: Sampling | None = None,
         like: Side | None = None,
+        plan: SamplingPlan | None = None,
     ) -> None:
         self.program = program
         self.count = examples.count(x)
         self.dtype = dtype
         self.device = examples.tensors(x)[0].device
         self.smooth = torch.is_grad_enabled() and any(t.requires_grad for t in examples.tensors(x))
+        samples = 0 if sampling is None else sampling.samples
+        self._plan = plan or SamplingPlan(MEMORY_BUDGET, self.count, samples)
+        self.rehearsal = self._plan.record is not None
         self.pairs: Pairs = Pairs(
             self, self, coincident=True, like=None if like is None else like.pairs
         )
@@ -72,7 +79,7 @@ class Side:
         self._open: dict[tuple[Value, str], _Chunks] = {}
         self._sampling = sampling
         self._memo: Memory = Memory(None if like is None else like._memo)
-        self._earlier = None if like is None else like.draws.pairs
+        self._earlier = None if like is None else like.draws
         leaves = examples.tensors(examples.cast(x, dtype))
         self._concrete: dict[fx.Node, Any] = dict(zip(program.trace.inputs, leaves, strict=True))
 
@@ -97,7 +104,15 @@ class Side:
             )
         whole = SideTile(self, slice(0, self.count))
         earlier, self._earlier = self._earlier, None
-        return Draws(self, whole, self._sampling, like=earlier)
+        return Draws(self, whole, self._sampling, self._plan, like=earlier)
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """All samples, so many of the values at a time as fit into memory."""
+        return self.draws.parts(*values)
+
+    def samples(self, value: Value, part: slice) -> Draw:
+        """Some samples of a value, `(S, *positions, n)`."""
+        return self.draws.of(value, part)
 
     def full(self, values: Tensor, positions: Positions) -> Tensor:
         """`values` expanded to `(*positions, n)`."""
@@ -272,6 +287,7 @@ class SideTile:
         self.side = side
         self.index = index
         self.smooth = side.smooth
+        self.rehearsal = side.rehearsal
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
         """A quantity cut to the tile's examples, in the data's type or in float64."""
@@ -288,6 +304,15 @@ class SideTile:
     def names(self, value: Value, table: str) -> tuple[str, ...]:
         """Names of the entries of a composite's table."""
         return self.side.names(value, table)
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """All samples, some at a time."""
+        return self.side.parts(*values)
+
+    def samples(self, value: Value, part: slice) -> Draw:
+        """Some samples of a value at the tile's examples."""
+        whole = self.side.samples(value, part)
+        return Draw(whole.value[..., self.index], whole.tangent[..., self.index])
 
     def number(self, number: float | Tensor, *, wide: bool = False) -> Tensor:
         """A scalar tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments
 from tangency.infinite.pairs import Key, Pairs, Quantities, Uses
+from tangency.infinite.sampling.draw import Draw
 from tangency.infinite.values.concrete import Concrete
 from tangency.infinite.values.value import Value
 
@@ -72,6 +73,7 @@ class _Dataless:
     def __init__(self, side: Quantities) -> None:
         self.side = side
         self.smooth = side.smooth
+        self.rehearsal = True
 
     def quantity(self, value: Value, name: str, *args: Hashable, wide: bool = False) -> Tensor:
         return self.side.quantity(value, name, *args, wide=wide).to("meta")
@@ -82,6 +84,15 @@ class _Dataless:
 
     def names(self, value: Value, table: str) -> tuple[str, ...]:
         return self.side.names(value, table)
+
+    def parts(self, *values: Value) -> Iterator[slice]:
+        yield slice(0, 1)
+
+    def samples(self, value: Value, part: slice) -> Draw:
+        """Of the shape that one sample has."""
+        sizes = [axis.size for axis in value.positions]
+        sample = torch.empty(1, *sizes, 1, dtype=torch.float64, device="meta")
+        return Draw(sample, sample)
 
     def number(self, number: float, *, wide: bool = False) -> Tensor:
         return self.side.number(number, wide=wide).to("meta")

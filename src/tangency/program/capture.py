@@ -28,6 +28,7 @@ from tangency.program.operations import POINTWISE, arguments, base_name
 from tangency.program.outputs import Output
 from tangency.program.parameters import is_view, root_of
 from tangency.program.row_maps import computations
+from tangency.program.selection import selected_early
 from tangency.program.sites import Site, find_sites
 from tangency.program.trace import Trace, evaluation_mode, location, trace
 
@@ -87,7 +88,12 @@ class Program:
 
 
 def capture(
-    model: nn.Module, example: Examples, output: Output = None, *, dropout: bool = False
+    model: nn.Module,
+    example: Examples,
+    output: Output = None,
+    *,
+    dropout: bool = False,
+    select_early: bool = False,
 ) -> Program:
     """Capture what `model` computes on a batch like `example`, in evaluation mode.
 
@@ -98,13 +104,17 @@ def capture(
         output: which tensor of what the module returns, where it returns several: a place in a
             tuple, a key or attribute, or a function of what is returned.
         dropout: keep dropout active (as in training); normalisations use running statistics still.
+        select_early: record for a selected position alone what is computed for nothing else.
 
     Raises:
         InvalidInput: bad example data, or `output` does not choose one tensor.
         UnsupportedOperation: an operation without an axis rule, with its location.
     """
     with evaluation_mode(model, dropout):
-        return _Reader(trace(model, example, output)).read()
+        program = _Reader(trace(model, example, output)).read()
+        while select_early and (shorter := selected_early(program)) is not None:
+            program = _Reader(shorter).read()
+        return program
 
 
 class _Reader:

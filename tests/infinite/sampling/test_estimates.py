@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import pytest
@@ -225,14 +225,17 @@ def test_vectors_drawn_one_after_another_have_the_joint_covariance() -> None:
     root[3:5, 5:] = 0
     whole = root @ root.T  # vectors 0 and 1 are uncorrelated; both are correlated with vector 2
     parts = torch.split(torch.arange(9), sizes)
-    vectors, drawn = GaussianVectors(), []
+    vectors, drawn = GaussianVectors(), list[Tensor]()
     count = 200_000
     for k, index in enumerate((*parts, parts[0])):
-        earlier = {j: whole[index][:, (*parts, parts[0])[j]] for j in range(k) if {j, k} != {0, 1}}
+        earlier: dict[Hashable, Tensor] = {
+            j: whole[index][:, (*parts, parts[0])[j]] for j in range(k) if {j, k} != {0, 1}
+        }
         if k == 3:
             earlier.pop(1)
         noise = torch.randn(len(index), count, generator=generator, dtype=torch.float64)
-        drawn.append(vectors.extend(whole[index][:, index], earlier, noise))
+        row = vectors.row(whole[index][:, index].clone(), earlier)
+        drawn.append(vectors.extend(k, row, noise))
     samples = torch.cat(drawn[:3])
     torch.testing.assert_close(samples @ samples.T / count, whole, rtol=0.03, atol=0.1)
     torch.testing.assert_close(drawn[3], drawn[0], rtol=0, atol=1e-4)

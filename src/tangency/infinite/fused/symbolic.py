@@ -26,7 +26,7 @@ from tangency.infinite.fused.trace import (
 )
 from tangency.infinite.fused.traced_two import traced_pair_of_two
 from tangency.infinite.layout import Block, Layout, Moments, Ties, Which
-from tangency.infinite.pairs import Pairs
+from tangency.infinite.pairs import Pairs, WithoutSamples
 from tangency.infinite.side import DATA, Side
 from tangency.infinite.values.composite import Composite
 from tangency.infinite.values.composite_of_two import pair_of_two
@@ -89,7 +89,7 @@ def _traced(
 WHOLE[pair_of_two] = traced_pair_of_two
 
 
-class _SymbolicSide:
+class _SymbolicSide(WithoutSamples):
     """The quantities of one side as leaves, which are computed only if the result needs them."""
 
     def __init__(self, side: Side, kind: str, tracer: Tracer) -> None:

@@ -9,20 +9,24 @@ means over samples, hence positive semi-definite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tangency.errors import InvalidInput, UnsupportedOperation
 from tangency.infinite.layout import Layout
 from tangency.infinite.memory import Memory, rests_on_samples
-from tangency.infinite.pairs import Pairs
-from tangency.infinite.sampling.gaussians import GaussianVectors
+from tangency.infinite.sampling.blockwise import BlockwisePairs
+from tangency.infinite.sampling.draw import Draw, Sampling
+from tangency.infinite.sampling.gaussians import GaussianVectors, Row
+from tangency.infinite.sampling.noise import UNIT, Noise
+from tangency.infinite.sampling.plan import SamplingPlan
+from tangency.infinite.sampling.products import Factors, factors_of
+from tangency.infinite.sampling.uses import COVARIANCES
 from tangency.infinite.values.position import Rearranged
 from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
@@ -30,75 +34,104 @@ from tangency.program.axes import size_of
 if TYPE_CHECKING:
     from tangency.infinite.side import Side, SideTile
 
-__all__ = ["Draw", "Draws", "NeedsSamples", "Sampling"]
-
-MOST = 12_000
-"""Positions times examples of one Gaussian value: its covariance takes 1.2 GB."""
+__all__ = ["Draws"]
 
 FACTORED = 200
 """Positions from which the logits of attention are drawn by way of queries and keys."""
 
+CHUNK = 1 << 21
+"""Numbers of a value in the samples that are drawn at a time."""
 
-class NeedsSamples(UnsupportedOperation):
-    """A covariance that has no closed form was asked for without samples."""
+_CHUNK_BYTES = 512
+"""Bytes of memory for each of these numbers: with all that is made of it, it takes a quarter."""
 
-
-class Draw(NamedTuple):
-    """S samples of a value and of its tangent, each `(S, *positions, n)`."""
-
-    value: Tensor
-    tangent: Tensor
+_MATRICES = 4
+"""Matrices over all positions and examples that are alive while a Gaussian is drawn."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
+class _Rows(NamedTuple):
+    """What a Gaussian and its tangent are drawn with."""
 
-    Attributes:
-        samples: number of samples S.
-        seed: equal seeds give equal samples.
-        group: sets of samples with different group numbers are independent.
-    """
-
-    samples: int
-    seed: int
-    group: int = 0
-
-    def generator(self, *key: int) -> np.random.SeedSequence:
-        """A source of seeds for the random numbers that `key` names."""
-        return np.random.SeedSequence([self.seed, self.group, *key])
+    value: Row
+    tangent: Row
 
 
 class Draws:
     """The samples of all values on one side, drawn at first need.
 
-    A data set that begins with the examples of another has the other's samples in common. What is
-    exact among the pairs is taken over from `like`, pairs of the same examples.
+    Samples of values are remembered as long as others ask for them; those that would take too much
+    memory are made some samples at a time, as often as they are needed. A data set that begins
+    with the examples of another has the other's samples in common.
+
+    Args:
+        side: the data set.
+        whole: all of its examples.
+        sampling: how to sample.
+        plan: what may be forgotten, and how much memory there is.
+        like: draws of the same examples; what is exact among them is taken over.
     """
 
     def __init__(
-        self, side: Side, whole: SideTile, sampling: Sampling, like: Pairs | None = None
+        self,
+        side: Side,
+        whole: SideTile,
+        sampling: Sampling,
+        plan: SamplingPlan,
+        like: Draws | None = None,
     ) -> None:
         self.side = side
-        self.samples = sampling.samples
-        self.pairs = Pairs(whole, whole, like=like)
-        self._sampling = sampling
-        self._known = Memory()
-        self._gaussians: list[Value] = []
-        self._streams = 1
+        self.plan = plan
+        self.noise = Noise(sampling, side.device)
+        self.correlated: set[Hashable] = set()
+        """The Gaussians that others are correlated with."""
+        ledger = plan.ledger()
+        exact = (None, None) if like is None else (like.pairs.memory, like._known)
+        memory = Memory(exact[0], name=COVARIANCES, ledger=ledger)
+        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses, plan.memory)
+        self._known: Memory = Memory(exact[1], name="draws", ledger=ledger)
+        self._gaussians: dict[Value, Draw] = {}
+        self._streams: dict[Hashable, int] = {}
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
-        self._coordinates = self._uniform(0)
+        self._coordinates = self.noise.uniform(0)
+        self._whole = slice(0, sampling.samples)
+        self._part: slice | None = None
+        self._passing: tuple[slice, dict[Value, Draw]] | None = None
 
-    def of(self, value: Value) -> Draw:
-        """Samples of a value, `(S, *positions, n)`."""
+    # -- samples -------------------------------------------------------------------------------
+
+    @property
+    def part(self) -> slice:
+        """The samples that are being drawn."""
+        return self._whole if self._part is None else self._part
+
+    @property
+    def samples(self) -> int:
+        """Their number."""
+        return int(self.part.stop - self.part.start)
+
+    def of(self, value: Value, part: slice | None = None) -> Draw:
+        """Samples of a value, `(S, *positions, n)`: some of them, or else those being drawn."""
         rests_on_samples()
-        return cast(Draw, self._known.ask(value, lambda: self._drawn(value)))
+        part = self._part if part is None else part
+        if part is None:
+            return self._remembered(value)
+        if self._passes(value):
+            return self._some(value, part)
+        with self._taking(None):
+            whole = self._remembered(value)
+        return whole if part == self._whole else Draw(*(samples[part] for samples in whole))
 
-    def _drawn(self, value: Value) -> Draw:
-        pooled = value.gaussian and not self._by_parts(value)
-        draw = self._gaussian(value) if pooled else value.draw(self)
-        shape = (self.samples, *(axis.size for axis in value.positions), self.side.count)
-        return Draw(draw.value.expand(shape), draw.tangent.expand(shape))
+    def parts(self, *values: Value) -> Iterator[slice]:
+        """All samples, so many at a time that those of the values fit into memory and cache."""
+        passing = [size_of(v.positions) for v in values if self._passes(v)]
+        step = self._whole.stop
+        if passing:
+            numbers = min(CHUNK, self.plan.memory // _CHUNK_BYTES)
+            fitting = numbers // (max(passing) * self.side.count)
+            step = min(step, max(UNIT, fitting // UNIT * UNIT))
+        for start in range(0, self._whole.stop, step):
+            yield slice(start, min(start + step, self._whole.stop))
+        self._passing = None
 
     def through(self, value: Value) -> Draw:
         """Samples of a value from those of its parts, tangents by forward-mode derivatives."""
@@ -112,25 +145,67 @@ class Draws:
         Data and constants that vary along a width are read at this coordinate.
         """
         rests_on_samples()
-        return (self._coordinates * width).long().clamp_max(width - 1)
+        return (self._coordinates[self.part] * width).long().clamp_max(width - 1)
 
-    def normal(self, *shape: int) -> Tensor:
-        """New independent standard normal numbers, `(S, *shape)`, in the order of the calls."""
-        self._streams += 1
-        return self._noise(self._streams, int(np.prod(shape))).T.reshape(self.samples, *shape)
+    def normal(self, owner: Value, *shape: int) -> Tensor:
+        """Independent standard normal numbers of a value's own, `(S, *shape)`."""
+        size, stream = math.prod(shape), self.stream(owner)
+        if self.plan.passes(size // self.side.count):
+            return self.noise.normal(stream, self.part, size).reshape(self.samples, *shape)
+        return self.noise.matched(stream, size)[:, self.part].T.reshape(self.samples, *shape)
 
-    def blocks(self, *shape: int) -> Callable[[int, int], Tensor]:
-        """New standard normal numbers in blocks `(S, *shape)`, two numbers saying which."""
-        self._streams += 1
-        stream = self._streams
+    def stream(self, owner: Value, number: int = 0) -> int:
+        """The number of a stream of random numbers of a value's own, in the order of first use."""
+        return self._streams.setdefault((owner, number), 2 + len(self._streams))
 
-        def block(a: int, b: int) -> Tensor:
-            noise = torch.randn(
-                self.samples, *shape, generator=self._generator(stream, a, b), dtype=torch.float64
-            )
-            return noise.to(self.side.device)
+    def factors(self, owner: Value, query: Value, key: Value) -> Factors:
+        """What the samples of the product `owner` are made of."""
+        found = self._known.ask(("factors", owner), lambda: factors_of(self, query, key))
+        return cast(Factors, found)
 
-        return block
+    def release(self) -> None:
+        """Forget all samples and what was made of them, when the group is done."""
+        self.pairs.memory.forget_samples()
+        self._known.forget_samples()
+        self._gaussians.clear()
+        self._values, self._tangents = GaussianVectors(), GaussianVectors()
+        self._passing = None
+
+    def _passes(self, value: Value) -> bool:
+        """Whether samples of a value are made some at a time, and not remembered."""
+        return self.plan.passes(size_of(value.positions)) and not self._pooled(value)
+
+    def _pooled(self, value: Value) -> bool:
+        """Whether a value is drawn jointly over all positions and examples."""
+        return value.gaussian and not self._by_parts(value)
+
+    def _remembered(self, value: Value) -> Draw:
+        if self._pooled(value):
+            return cast(Draw, self._known.ask(("pooled", value), lambda: self._gaussian(value)))
+        return cast(Draw, self._known.ask(("draw", value), lambda: self._drawn(value)))
+
+    def _some(self, value: Value, part: slice) -> Draw:
+        if self._passing is None or self._passing[0] != part:
+            self._passing = part, {}
+        known = self._passing[1]
+        if value not in known:
+            with self._taking(part):
+                known[value] = self._drawn(value)
+        return known[value]
+
+    def _drawn(self, value: Value) -> Draw:
+        rests_on_samples()
+        draw = value.draw(self)
+        shape = (self.samples, *(axis.size for axis in value.positions), self.side.count)
+        return Draw(draw.value.expand(shape), draw.tangent.expand(shape))
+
+    @contextmanager
+    def _taking(self, part: slice | None) -> Iterator[None]:
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
 
     # -- Gaussian values -----------------------------------------------------------------------
 
@@ -147,80 +222,63 @@ class Draws:
 
     def _gaussian(self, value: Value) -> Draw:
         """Draw a Gaussian value given all that were drawn before."""
-        size = size_of(value.positions) * self.side.count
-        if size > MOST:
-            raise InvalidInput(
-                f"sampling needs the joint covariance of {size_of(value.positions)} positions of "
-                f"{self.side.count} examples, more than {MOST} in all: ask for the kernel of fewer "
-                "examples at a time, or of smaller inputs."
-            )
-        own = self._covariance(value, value)
-        assert own is not None
-        # The list that is iterated over grows if a covariance needs further samples.
-        crossed = [
-            None if value.origins.isdisjoint(other.origins) else self._covariance(value, other)
-            for other in self._gaussians
-        ]
-        number = len(self._gaussians)
-        self._gaussians.append(value)
+        rests_on_samples()
+        if value in self._gaussians:
+            return self._gaussians[value]
+        positions = size_of(value.positions)
+        self.plan.check(positions, _MATRICES * 8 * positions**2)
+        rows = cast(_Rows, self._known.ask(("rows", value), lambda: self._rows(value)))
+        last = self.plan.uses is not None and value not in self.plan.correlated
+        number, size = len(self._gaussians), positions * self.side.count
+        sizes = [axis.size for axis in value.positions]
         parts = []
         for kind, vectors in enumerate((self._values, self._tangents)):
-            earlier = {j: pair[kind] for j, pair in enumerate(crossed) if pair is not None}
-            noise = self._noise(-1 - 2 * number - kind, size)
-            samples = vectors.extend(own[kind], earlier, noise)
-            sizes = [axis.size for axis in value.positions]
-            parts.append(samples.T.reshape(self.samples, -1, *sizes).movedim(1, -1))
-        return Draw(*parts)
+            noise = self.noise.matched(-1 - 2 * number - kind, size)
+            samples = vectors.extend(value, rows[kind], noise, last=last)
+            parts.append(samples.T.reshape(self._whole.stop, -1, *sizes).movedim(1, -1))
+        self._gaussians[value] = Draw(*parts)
+        return self._gaussians[value]
 
-    def _covariance(self, u: Value, v: Value) -> tuple[Tensor, Tensor] | None:
-        """Moment and NTK of all examples and positions, `(n * positions of u, n * ... of v)`."""
-        moments = self.pairs.moments(u, v, frozenset())
-        if moments is None:
-            return None
-        layout = Layout(u.positions, v.positions)
-        ntk = torch.zeros_like(moments.moment) if moments.ntk is None else moments.ntk
-        return self._matrix(moments.moment, layout), self._matrix(ntk, layout)
+    def _rows(self, value: Value) -> _Rows:
+        """What a Gaussian is drawn with, given all that were drawn before."""
+        own = self.pairs.moments(value, value, frozenset())
+        assert own is not None
+        # What is iterated over grows if a covariance needs further samples.
+        crossed: dict[Value, tuple[Tensor, Tensor | None]] = {}
+        while rest := [v for v in self._gaussians if v not in crossed and self._related(value, v)]:
+            found = self.pairs.moments(value, rest[0], frozenset())
+            crossed[rest[0]] = (torch.zeros(()), None) if found is None else found
+        rows = []
+        for kind, vectors in enumerate((self._values, self._tangents)):
+            earlier: dict[Hashable, Tensor] = {
+                other: self._matrix(block, value, other)
+                for other, pair in crossed.items()
+                if (block := pair[kind]) is not None and block.dim()
+            }
+            matrix = self._matrix(own[kind], value, value)
+            rows.append(vectors.row(matrix, earlier))
+            self.correlated |= rows[-1].blocks.keys()
+        if any(self._known.rests_on_samples(("rows", v)) for v in self.correlated):
+            rests_on_samples()
+        return _Rows(*rows)
 
-    def _matrix(self, block: Tensor, layout: Layout) -> Tensor:
-        """A block `(*left, *right, n, n)` as a matrix, the examples outermost."""
-        left, right, n = len(layout.left), len(layout.right), self.side.count
+    def _related(self, value: Value, other: Value) -> bool:
+        return not value.origins.isdisjoint(other.origins)
+
+    def _matrix(self, block: Tensor | None, u: Value, v: Value) -> Tensor:
+        """A block `(*left, *right, n, n)` as a new matrix, the examples outermost."""
+        layout, n = Layout(u.positions, v.positions), self.side.count
+        left, right = len(layout.left), len(layout.right)
+        shape = n * size_of(layout.left), n * size_of(layout.right)
+        if block is None:
+            return torch.zeros(shape, dtype=torch.float64, device=self.side.device)
         sizes = [axis.size for axis in (*layout.left, *layout.right)]
         full = block.double().expand(*sizes, n, n)
         positions = range(left + right)
         order = [left + right, *positions[:left], left + right + 1, *positions[left:]]
-        return full.permute(order).reshape(n * size_of(layout.left), n * size_of(layout.right))
-
-    # -- random numbers ------------------------------------------------------------------------
-
-    def _noise(self, stream: int, size: int) -> Tensor:
-        """Standard normal numbers `(size, S)`; more of them begin with the same ones.
-
-        The first S / 4 have mean 0, variance 1 and no correlation within the samples, exactly. On
-        small data this makes errors 2 to 3 times smaller, for a bias of order 1 / S.
-        """
-        noise = torch.randn(
-            size, self.samples, generator=self._generator(stream), dtype=torch.float64
-        )
-        noise[: self.samples // 4] = _matched(noise[: self.samples // 4])
-        return noise.to(self.side.device)
-
-    def _uniform(self, stream: int) -> Tensor:
-        generator = self._generator(stream)
-        uniform = torch.rand(self.samples, generator=generator, dtype=torch.float64)
-        return uniform.to(self.side.device)
-
-    def _generator(self, stream: int, *block: int) -> torch.Generator:
-        source = self._sampling.generator(abs(stream), int(stream < 0), *block)
-        state = source.generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0]) >> 1)
-
-
-def _matched(noise: Tensor) -> Tensor:
-    """Rows made centred and orthonormal, each by itself and those before it."""
-    centred = noise - noise.mean(1, keepdim=True)
-    lower = torch.linalg.cholesky(centred @ centred.T / noise.shape[1])
-    matched: Tensor = torch.linalg.solve_triangular(lower, centred, upper=False)
-    return matched
+        permuted = full.permute(order)
+        matrix = torch.empty(permuted.shape, dtype=torch.float64, device=full.device)
+        return matrix.copy_(permuted).view(shape)
 
 
 def push_forward(function: Callable[..., Tensor], parts: Sequence[Draw]) -> Draw:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.errors import InvalidInput
-from tangency.infinite.sampling.draws import Sampling
+from tangency.infinite.sampling.draw import Sampling
 from tangency.kernel_pair import KernelPair
 
 __all__ = ["GROUPS", "Estimate", "average", "groups"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Hashable
+from typing import NamedTuple
+
 from torch import Tensor
 
-from tangency.errors import TangencyError
+from tangency.infinite.sampling.factors import Factor
 
-__all__ = ["Factor", "GaussianVectors"]
+__all__ = ["GaussianVectors", "Row", "factor_of"]
 
-JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)
-"""Added to the diagonal of a correlation matrix, the least first: what rounding can take from a
-singular covariance. Equal coordinates then differ by the square root of it."""
+
+class Row(NamedTuple):
+    """A row of the block factor of a joint covariance: g = sum_j blocks_j z_j + factor z."""
+
+    blocks: dict[Hashable, Tensor]
+    factor: Factor
 
 
 class GaussianVectors:
@@ -19,83 +24,62 @@ class GaussianVectors:
 
     With white noise z_j, g_k = sum_j A_kj z_j, where A is the block Cholesky factor of the joint
     covariance. It grows by a row of blocks with each vector; blocks between vectors that are
-    uncorrelated (also by way of others) are zero and left out.
+    uncorrelated (also by way of others) are zero and left out. Vectors have names.
     """
 
     def __init__(self) -> None:
-        self._rows: list[dict[int, Tensor]] = []
-        self._factors: list[Factor] = []
-        self._noise: list[Tensor] = []
+        self._known: dict[Hashable, tuple[Row, Tensor]] = {}
 
-    def extend(self, own: Tensor, earlier: dict[int, Tensor], noise: Tensor) -> Tensor:
+    def extend(self, name: Hashable, row: Row, noise: Tensor, *, last: bool = False) -> Tensor:
         """Draw the next vector.
 
         Args:
-            own: its covariance, `(N, N)`, positive semi-definite up to rounding.
-            earlier: its covariance `(N, N_j)` with the vectors j with which it is correlated.
+            name: of the vector.
+            row: what `row` gives for it.
             noise: independent standard normal numbers, `(N, S)`.
+            last: whether no later vector is correlated with it.
 
         Returns:
             S samples, `(N, S)`.
         """
-        row = self._row(earlier)
-        conditional = own
-        for block in row.values():
-            conditional = conditional - block @ block.T
-        factor = Factor(conditional, own.diagonal().clamp_min(0).sqrt())
-        samples = factor.multiply(noise)
-        for j, block in row.items():
-            samples = samples + block @ self._noise[j]
-        self._rows.append(row)
-        self._factors.append(factor)
-        self._noise.append(noise)
+        taken = row.factor.white(noise)
+        samples = row.factor.matrix @ taken
+        for j, block in row.blocks.items():
+            samples = samples + block @ self._known[j][1]
+        if not last:
+            self._known[name] = row, taken
         return samples
 
-    def _row(self, earlier: dict[int, Tensor]) -> dict[int, Tensor]:
+    def row(self, own: Tensor, earlier: dict[Hashable, Tensor]) -> Row:
+        """The row of the next vector.
+
+        Args:
+            own: its covariance, `(N, N)`, positive semi-definite up to rounding; it is overwritten.
+            earlier: its covariance `(N, N_j)` with the vectors j with which it is correlated.
+        """
+        blocks = self._blocks(earlier)
+        sd = own.diagonal().clamp_min(0).sqrt()
+        for block in blocks.values():
+            if own.requires_grad or block.requires_grad:
+                own = own - block @ block.T
+            else:
+                own.addmm_(block, block.T, alpha=-1)
+        return Row(blocks, Factor(own, sd))
+
+    def _blocks(self, earlier: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """The blocks A_kj, j < k, by forward substitution."""
-        row: dict[int, Tensor] = {}
-        for j, factor in enumerate(self._factors):
+        blocks: dict[Hashable, Tensor] = {}
+        for j, (known, _) in self._known.items():
             rest = earlier.get(j)
-            for i, block in self._rows[j].items():
-                if i in row:
-                    known = row[i] @ block.T
-                    rest = -known if rest is None else rest - known
+            for i, block in known.blocks.items():
+                if i in blocks:
+                    part = blocks[i] @ block.T
+                    rest = -part if rest is None else rest - part
             if rest is not None:
-                row[j] = factor.divide(rest)
-        return row
+                blocks[j] = known.factor.divide(rest)
+        return blocks
 
 
-class Factor:
-    """F = diag(sd) L with F F^T = covariance; L is a Cholesky factor of a correlation matrix."""
-
-    def __init__(self, covariance: Tensor, sd: Tensor) -> None:
-        self.sd = sd
-        self.inverse = torch.where(sd > 0, 1 / torch.where(sd > 0, sd, 1.0), 0.0)
-        correlation = self.inverse[:, None] * covariance * self.inverse
-        correlation = (correlation + correlation.T) / 2
-        certain = (sd == 0).to(sd)  # coordinates that are zero: any positive number does
-        for jitter in JITTERS:
-            lower, failed = torch.linalg.cholesky_ex(correlation + torch.diag(certain + jitter))
-            if not failed:
-                self.lower: Tensor = lower
-                return
-        raise TangencyError(
-            "a covariance of Gaussian values is not positive semi-definite to within rounding, so "
-            "that no samples of them can be drawn; data in float64, or inputs whose norms differ "
-            "less, may help."
-        )
-
-    @property
-    def matrix(self) -> Tensor:
-        """F itself, lower triangular."""
-        return self.sd[:, None] * self.lower
-
-    def multiply(self, noise: Tensor) -> Tensor:
-        """F noise."""
-        return self.sd[:, None] * (self.lower @ noise)
-
-    def divide(self, block: Tensor) -> Tensor:
-        """block F^-T."""
-        scaled = (block * self.inverse).T
-        solved: Tensor = torch.linalg.solve_triangular(self.lower, scaled, upper=False)
-        return solved.T
+def factor_of(covariance: Tensor) -> Factor:
+    """The factor of a covariance, which is overwritten."""
+    return Factor(covariance, covariance.diagonal().clamp_min(0).sqrt())

@@ -9,7 +9,7 @@ heads are independent Gaussians; a coordinate of the width is a pair of a head a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,22 +17,29 @@ import torch
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Which, place
-from tangency.infinite.sampling.draws import Draw, Draws
+from tangency.infinite.sampling.contraction import Sample, contracted, dims_of
+from tangency.infinite.sampling.draw import Draw
+from tangency.infinite.sampling.mirroring import is_symmetric
 from tangency.infinite.sampling.products import draw_product
 from tangency.infinite.values.dropped import Dropped
 from tangency.infinite.values.sources import One
 from tangency.infinite.values.sum import Sum
-from tangency.infinite.values.value import Value, at_odds, fill, to_positions, untied
-from tangency.program.axes import Axis
+from tangency.infinite.values.value import (
+    Value,
+    at_odds,
+    diagonal,
+    fill,
+    to_positions,
+    untied,
+)
+from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
+    from tangency.infinite.sampling.draws import Draws
     from tangency.infinite.side import Side
 
 __all__ = ["Attended", "Logits", "is_certain"]
-
-CHUNK = 1 << 24
-"""Entries of the largest intermediate result of a mean over samples."""
 
 
 def is_certain(value: Value) -> bool:
@@ -77,7 +84,7 @@ class Logits(Value):
         return self.alone
 
     def draw(self, draws: Draws) -> Draw:
-        value, tangent = draw_product(draws, self.query, self.key, self.positions)
+        value, tangent = draw_product(draws, self.query, self.key, self.positions, self)
         scale = math.sqrt(self.width)
         return Draw(scale * value, scale * tangent)
 
@@ -138,10 +145,10 @@ class Attended(Value):
         self.keys = keys
         self.dropped: Dropped | None = None
         """The weights, if each has a mask of its own."""
-        self.whole = weights
+        self.unmasked = weights
         """The weights without their masks."""
         if isinstance(weights, Dropped) and set(weights.masked) == set(weights.positions):
-            self.dropped, self.whole = weights, weights.source
+            self.dropped, self.unmasked = weights, weights.source
 
     @property
     def centred(self) -> bool:
@@ -167,40 +174,38 @@ class Attended(Value):
     # -- one example ---------------------------------------------------------------------------
 
     @property
+    def whole(self) -> bool:
+        return self.unmasked.sampled
+
+    @property
+    def reads(self) -> int:
+        return size_of(self._reads)
+
+    @property
     def _by_samples(self) -> bool:
         """Whether samples of the weights are used; those of certain weights are themselves."""
-        return self.whole.sampled or is_certain(self.whole)
-
-    def weight_samples(self, side: Side) -> Tensor:
-        """Samples of the attention weights, `(S, *positions of the weights, n)`."""
-        if self.whole.sampled:
-            return side.quantity(self.whole, "samples")
-        return self.mean_weights(side)[None]
-
-    def weight_tangents(self, side: Side) -> Tensor:
-        """Samples of their tangents, like `weight_samples`; zero for certain weights."""
-        if self.whole.sampled:
-            return side.quantity(self.whole, "tangents")
-        return torch.zeros_like(self.mean_weights(side))[None]
+        return self.unmasked.sampled or is_certain(self.unmasked)
 
     def mean_weights(self, side: Side) -> Tensor:
         """E[z], `(*positions of the weights, n)`."""
-        mean = side.mean(self.whole)
+        mean = side.mean(self.unmasked)
         zero = side.number(0.0)
-        return side.full(zero if mean is None else mean, self.whole.positions)
+        return side.full(zero if mean is None else mean, self.unmasked.positions)
 
     def mean(self, side: Side) -> Tensor | None:
         mean = side.mean(self.values)
         if mean is None:
             return None
         weights = to_positions(
-            side.quantity(self, "mean_weights"), self.whole.positions, self._reads
+            side.quantity(self, "mean_weights"), self.unmasked.positions, self._reads
         )
         gathered = weights * to_positions(mean, self.values.positions, self._reads)
         return side.full(gathered.sum(-2), self.positions)
 
     def second_moment(self, side: Side) -> Tensor:
         ties = frozenset((a, a) for a in self.positions)
+        if self.whole:  # what all pairs of examples need anyway is drawn once
+            return self._diagonal(side)
         entries = self.keys.size**2
         for axis in self.positions:
             entries *= axis.size
@@ -212,6 +217,18 @@ class Attended(Value):
             return moments.moment.expand(*sizes, moments.moment.shape[-1])
 
         return side.by_chunks(self, "second_moment", entries, moment)
+
+    def _diagonal(self, side: Side) -> Tensor:
+        """The second moments among those of all positions and pairs of examples."""
+        found = side.draws.pairs.moments(self, self, frozenset())
+        assert found is not None
+        moment: Moments | None = Moments(found.moment.diagonal(dim1=-2, dim2=-1), None)
+        layout = Layout(self.positions, self.positions)
+        for axis in self.positions:
+            moment = diagonal(moment, (axis, axis), layout)
+            layout = Layout(layout.left, layout.right, layout.ties | {(axis, axis)})
+        assert moment is not None
+        return side.full(moment.moment, self.positions).clone()
 
     # -- pairs ---------------------------------------------------------------------------------
 
@@ -236,7 +253,7 @@ class Attended(Value):
             return at_odds(self.values, other)
         sampled = self._by_samples and other._by_samples
         return at_odds(self.values, other.values) or (
-            not sampled and at_odds(self.whole, other.whole)
+            not sampled and at_odds(self.unmasked, other.unmasked)
         )
 
     def _without_masks(self, other: Attended, layout: Layout, pairs: Pairs) -> Moments | None:
@@ -256,7 +273,7 @@ class Attended(Value):
         self, other: Attended, values: Moments, inner: Layout, pairs: Pairs
     ) -> Moments | None:
         """Moments of z(i, j) v(j), laid out by `inner`; `values` are those of the values."""
-        weights = _embedded(self.whole, other.whole, inner, pairs)
+        weights = _embedded(self.unmasked, other.unmasked, inner, pairs)
         if weights is None:
             return None
         own = None if values.ntk is None else values.ntk * weights.moment.to(values.ntk.dtype)
@@ -301,21 +318,28 @@ class Attended(Value):
         self, other: Attended, values: Moments, inner: Layout, layout: Layout, pairs: Pairs
     ) -> Moments:
         """Means over samples of the sums over both keys."""
-        names = ("weight_samples", "weight_tangents")
-        z, dz = (self._spread("left", name, inner, pairs) for name in names)
-        y, dy = (other._spread("right", name, inner, pairs) for name in names)
-        key = inner.index("left", self.keys)
-        moment = _gathered(z, values.moment, y, inner, layout, key)
-        ntk = _gathered(dz, values.moment, dy, inner, layout, key)
-        if values.ntk is not None:
-            ntk = ntk + _gathered(z, values.ntk.double(), y, inner, layout, key)
+        sampled = [v.unmasked for v in (self, other) if v.unmasked.sampled]
+        parts = pairs.parts(*sampled) if sampled else [slice(0, 1)]
+
+        def samples(part: slice) -> tuple[Sample, Sample]:
+            mine = self._weight_samples("left", part, inner, pairs)
+            return mine, other._weight_samples("right", part, inner, pairs)
+
+        symmetric = self is other and pairs.whole and is_symmetric(layout)
+        keys = inner.index("left", self.keys), inner.index("right", other.keys)
+        moment, ntk = contracted(parts, samples, values, inner, layout, keys, symmetric=symmetric)
         return Moments(moment, ntk.to(pairs.dtype))
 
-    def _spread(self, which: Which, name: str, inner: Layout, pairs: Pairs) -> Tensor:
-        """Samples of the weights over all dimensions of `inner`, `(S, ..., batch)`."""
-        part = inner.swap(which, self.whole.positions)
-        found = pairs.quantity(which, self, name, layout=part, wide=True)
-        return _widened(found, part, inner)
+    def _weight_samples(self, which: Which, part: slice, inner: Layout, pairs: Pairs) -> Sample:
+        """Samples of the weights and of their tangents over all dimensions of `inner`."""
+        own = inner.swap(which, self.unmasked.positions)
+        if self.unmasked.sampled:
+            value, tangent = pairs.samples(which, self.unmasked, part, own)
+        else:
+            value = pairs.quantity(which, self, "mean_weights", layout=own, wide=True)[None]
+            value = value.expand(part.stop - part.start, *value.shape[1:])
+            tangent = torch.zeros_like(value)
+        return _widened(value, own, inner), _widened(tangent, own, inner)
 
     def _with_other(self, other: Value, layout: Layout, pairs: Pairs) -> Moments | None:
         """sum_j E[z(i, j)] E[v(j) u'], and its NTK, with a value that has no such weights."""
@@ -323,7 +347,7 @@ class Attended(Value):
         values = _embedded(self.values, other, inner, pairs)
         if values is None:
             return None
-        part = inner.swap("left", self.whole.positions)
+        part = inner.swap("left", self.unmasked.positions)
         mean = pairs.quantity("left", self, "mean_weights", layout=part, wide=True)
         mean = _widened(mean[None], part, inner)[0]
         dim = inner.index("left", self.keys)
@@ -357,42 +381,9 @@ def _widened(samples: Tensor, part: Layout, inner: Layout) -> Tensor:
     return place(samples, indices, inner.rank, lead=1)
 
 
-def _dims(inner: Layout, layout: Layout) -> list[int]:
-    """For every dimension of `layout` the one of `inner`."""
-    left = [inner.index("left", a) for a in layout.left]
-    return left + [inner.index("right", b) for b in layout.free_right]
-
-
 def _ordered(values: Tensor, inner: Layout, layout: Layout) -> Tensor:
     """From `inner`, whose dimensions of the keys are summed (of size one), to `layout`."""
-    dims = _dims(inner, layout)
+    dims = dims_of(inner, layout)
     gone = [k for k in range(inner.rank) if k not in dims]
     moved = values.permute(*dims, *range(inner.rank, values.dim()), *gone)
     return moved.flatten(-len(gone) - 1) if gone else moved
-
-
-def _gathered(
-    left: Tensor, values: Tensor, right: Tensor, inner: Layout, layout: Layout, key: int
-) -> Tensor:
-    """Mean over the samples of sum_jj' left(j) values(j, j') right(j'), laid out by `layout`.
-
-    `key` is the dimension of j. Samples are taken some at a time, so that the sums over j alone,
-    which all of them have, stay small.
-    """
-    labels = list(range(values.dim()))
-    sample = len(labels)
-    kept = [*_dims(inner, layout), *labels[inner.rank :]]
-    pairs = zip(left.shape[1:], values.shape, strict=True)
-    size = math.prod(max(pair) for k, pair in enumerate(pairs) if k != key)
-    step = max(1, CHUNK // size)
-    total = torch.zeros((), dtype=values.dtype, device=values.device)
-    for begin in range(0, left.shape[0], step):
-        z, y = (part[begin : begin + step].to(values) for part in (left, right))
-        half = torch.einsum(z, [sample, *labels], values, labels, [sample, *_without(labels, key)])
-        part = torch.einsum(half, [sample, *_without(labels, key)], y, [sample, *labels], kept)
-        total = total + part
-    return total / left.shape[0]
-
-
-def _without(labels: Sequence[int], label: int) -> list[int]:
-    return [k for k in labels if k != label]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from tangency.infinite.side import Side
 
 __all__ = ["CompositeOfTwo", "pair_of_two"]
+
+PIECE = 1 << 15
+"""Entries of a covariance that are computed at a time: the rule's many intermediate results stay in
+cache."""
 
 
 class CompositeOfTwo(Value):
@@ -184,7 +189,8 @@ def pair_of_two(
     """Versine of two values that are one function of two Gaussians, and the two second moments of
     its derivatives, from the versines of the Gaussians.
 
-    In a trial run without data only their shape: the rule has thousands of small operations.
+    In a trial run without data, and in a rehearsal, only their shape counts: the rule has thousands
+    of small operations.
     """
     if has_torch_function((versine1, versine2)):  # traced tensors: one operation
         given = (versine1, versine2)
@@ -194,7 +200,35 @@ def pair_of_two(
         return traced
     left = pairs.table("left", values[0], "expansion", layout)
     right = pairs.table("right", values[1], "expansion", layout)
-    if not versine1.is_meta:
-        return values[0].dual.pair(left, right, versine1, versine2)
-    shapes = (t.shape for t in (left["sd"], right["sd"], versine1, versine2))
-    return (torch.empty(torch.broadcast_shapes(*shapes), device="meta"),) * 3
+    shape = torch.broadcast_shapes(
+        *(t.shape for t in (left["sd"], right["sd"], versine1, versine2))
+    )
+    if versine1.is_meta:
+        return (torch.empty(shape, device="meta"),) * 3
+    if pairs.rehearsal:
+        whole = versine1.expand(shape)
+        return whole, torch.full_like(whole, 0.5), torch.full_like(whole, 0.5)
+    return _in_pieces(values[0].dual, (left, right), (versine1, versine2), shape)
+
+
+def _in_pieces(
+    dual: DualOfTwo,
+    sides: tuple[dict[str, Tensor], dict[str, Tensor]],
+    versines: tuple[Tensor, Tensor],
+    shape: torch.Size,
+) -> tuple[Tensor, ...]:
+    """The rule, some places along the first dimension at a time."""
+    step = max(1, PIECE // max(1, math.prod(shape[1:])))
+    pieces = []
+    for start in range(0, shape[0], step):
+        at = slice(start, start + step)
+        left, right = ({k: _cut(t, at, len(shape)) for k, t in s.items()} for s in sides)
+        first, second = (_cut(versine, at, len(shape)) for versine in versines)
+        pieces.append(dual.pair(left, right, first, second))
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _cut(values: Tensor, at: slice, rank: int) -> Tensor:
+    """Some places along the first dimension, unless all are the same."""
+    first = values.dim() - rank
+    return values if values.shape[first] == 1 else values[(slice(None),) * first + (at,)]

@@ -15,7 +15,8 @@ from tangency.infinite.values.value import Ask, Covariance, Value, untied
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
-    from tangency.infinite.sampling.draws import Draw, Draws
+    from tangency.infinite.sampling.draw import Draw
+    from tangency.infinite.sampling.draws import Draws
     from tangency.infinite.side import Side
 
 __all__ = ["Copies"]

@@ -16,7 +16,8 @@ from tangency.program.axes import size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
-    from tangency.infinite.sampling.draws import Draw, Draws
+    from tangency.infinite.sampling.draw import Draw
+    from tangency.infinite.sampling.draws import Draws
     from tangency.infinite.side import Side
 
 __all__ = ["Dropped"]
@@ -55,7 +56,7 @@ class Dropped(Value):
     def draw(self, draws: Draws) -> Draw:
         source = draws.of(self.source)
         sizes = [axis.size for axis in self.masked]
-        noise = draws.normal(draws.side.count, *sizes).movedim(1, -1)
+        noise = draws.normal(self, draws.side.count, *sizes).movedim(1, -1)
         bound = torch.special.ndtri(torch.tensor(self.keep, dtype=torch.float64))
         mask = (noise < bound.to(noise.device)) / self.keep
         spread = to_positions(mask, self.masked, self.positions)

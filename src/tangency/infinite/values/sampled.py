@@ -15,7 +15,8 @@ from tangency.infinite.values.value import Value, to_positions
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
-    from tangency.infinite.sampling.draws import Draw, Draws
+    from tangency.infinite.sampling.draw import Draw
+    from tangency.infinite.sampling.draws import Draws
     from tangency.infinite.side import Side
 
 __all__ = ["OfSamples", "Sampled", "SampledPointwise", "sampled_moments"]
@@ -54,11 +55,28 @@ class Sampled(Value):
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         return self.function(side, *parts)
 
+    @property
+    def whole(self) -> bool:
+        return True
+
     def second_moment(self, side: Side) -> Tensor:
-        return side.quantity(self, "samples").square().mean(0)
+        return self._moments(side)[1]
 
     def mean(self, side: Side) -> Tensor | None:
-        return side.quantity(self, "samples").mean(0)
+        return self._moments(side)[0]
+
+    def _moments(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Means over the samples of the value and of its square."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            first, second, count = side.number(0.0), side.number(0.0), 0
+            for part in side.parts(self):
+                values = side.samples(self, part).value.double()
+                first, second = first + values.sum(0), second + values.square().sum(0)
+                count = part.stop
+            return first / count, second / count
+
+        return side.memo((self, "moments of samples"), compute)
 
     def covariance(self, other: Value, layout: Layout, pairs: Pairs) -> Block | None:
         if self.origins.isdisjoint(other.origins):
@@ -92,10 +110,16 @@ class SampledPointwise(Sampled):
 
 def sampled_moments(u: Value, v: Value, layout: Layout, pairs: Pairs) -> Moments:
     """Means over the samples of u v and of their tangents' products."""
-
-    def product(name: str) -> Tensor:
-        left = pairs.quantity("left", u, name, layout=layout, wide=True)
-        right = pairs.quantity("right", v, name, layout=layout, wide=True)
-        return torch.einsum("s...,s...->...", left, right) / left.shape[0]
-
-    return Moments(product("samples"), product("tangents"))
+    totals: list[Tensor] = []
+    count = 0
+    for part in pairs.parts(u, v):
+        left = pairs.samples("left", u, part, layout)
+        right = pairs.samples("right", v, part, layout)
+        for k, (a, b) in enumerate(zip(left, right, strict=True)):
+            product = torch.einsum("s...,s...->...", a, b)
+            if count:
+                totals[k] += product
+            else:
+                totals.append(product)
+        count = part.stop
+    return Moments(totals[0].div_(count), totals[1].div_(count))

@@ -14,7 +14,8 @@ from tangency.program.axes import Axis
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
-    from tangency.infinite.sampling.draws import Draw, Draws
+    from tangency.infinite.sampling.draw import Draw
+    from tangency.infinite.sampling.draws import Draws
     from tangency.infinite.side import Side
 
 __all__ = [
@@ -136,13 +137,15 @@ class Value(ABC):
         """Joint samples of this value and of its tangent."""
         return draws.through(self)
 
-    def samples(self, side: Side) -> Tensor:
-        """Samples over all examples of a side, `(S, *positions, n)`."""
-        return side.draws.of(self).value.double()
+    @property
+    def whole(self) -> bool:
+        """Whether covariances follow from samples, which those of all examples have in common."""
+        return False
 
-    def tangents(self, side: Side) -> Tensor:
-        """Samples of the tangent, whose second moment is the NTK; like `samples`."""
-        return side.draws.of(self).tangent
+    @property
+    def reads(self) -> int:
+        """Number of positions that the value is made of."""
+        return 1
 
 
 def leaves_of(parts: Sequence[Value]) -> tuple[Value, ...]:

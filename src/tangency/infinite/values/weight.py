@@ -16,7 +16,7 @@ from tangency.infinite.roots import root
 from tangency.infinite.values.sources import Scale
 from tangency.infinite.values.value import Value, fill, to_positions, untied
 from tangency.infinite.values.window import Window, joint_sum, single_sum
-from tangency.program.axes import Axis
+from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -94,6 +94,10 @@ class Weight(Value):
         """Positions of the input."""
         sources = [window.source for window in self.source.windows]
         return (*sources, *self.source.contracted, *self._rest)
+
+    @property
+    def reads(self) -> int:
+        return size_of(self._reads)
 
     @property
     def _makes(self) -> Positions:

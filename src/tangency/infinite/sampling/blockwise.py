@@ -1,0 +1,140 @@
+"""Covariances of a whole data set, each computed for some pairs of examples at a time.
+
+What is remembered are covariances of all examples, which samples need; what is computed on the way
+to one of them, and for nothing else, is as small as a few pairs of examples. Of a value with
+itself, half of the pairs are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tangency import tiles
+from tangency.infinite.layout import Block, Layout, Moments, Ties
+from tangency.infinite.memory import Memory
+from tangency.infinite.pairs import Key, Kind, Pairs
+from tangency.infinite.sampling.mirroring import is_symmetric, mirror
+from tangency.infinite.sampling.uses import Uses, entries_of, expands
+from tangency.infinite.values.value import Value, uncorrelated
+
+if TYPE_CHECKING:
+    from tangency.infinite.side import Side, SideTile
+
+__all__ = ["BlockwisePairs"]
+
+TILE = 512**2
+"""Entries of one covariance that are computed at a time, so that they stay in cache."""
+
+
+_BYTES = 8 * 20 * 8
+"""Bytes of the budget for each of these entries: with some twenty intermediate results they take an
+eighth of it."""
+
+
+class BlockwisePairs(Pairs):
+    """Covariances between all examples of one side.
+
+    Args:
+        whole: the side.
+        memory: where the covariances are remembered.
+        needed: what each of them is needed for, where that is known.
+        budget: bytes that all may take.
+    """
+
+    def __init__(self, whole: SideTile, memory: Memory, needed: Uses | None, budget: int) -> None:
+        super().__init__(whole, whole, memory=memory)
+        self.whole = True
+        self.side: Side = whole.side
+        self.needed = needed
+        self._tile = min(TILE, budget // _BYTES)
+        self._open: dict[Key, _Assembly] = {}
+
+    def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
+        if uncorrelated(u, v):
+            return None
+        key = (kind, u, v, layout.ties)
+        most = entries_of(u, v, layout) if self.needed is None else self.needed.most_entries(key)
+        size = math.isqrt(max(1, self._tile // most))
+        if expands(u, v).whole or size >= self.side.count:
+            return super()._compute(kind, u, v, layout)
+        if key not in self._open:
+            self._open[key] = _Assembly(self, key, layout, size)
+        result = self._open[key].result()
+        del self._open[key]
+        return result
+
+
+class _Assembly:
+    """One covariance, tile by tile. Where it has to start anew, it goes on from what was found."""
+
+    def __init__(self, whole: BlockwisePairs, key: Key, layout: Layout, size: int) -> None:
+        self._whole = whole
+        self._kind, self._u, self._v, _ = key
+        self._layout = layout
+        self._symmetric = self._u is self._v and is_symmetric(layout)
+        count = whole.side.count
+        self._tiles = tiles.plan(count, count, size, symmetric=self._symmetric)
+        self._next = _Part(whole, self._tiles[0])
+        self._done = 0
+        self._made: list[Tensor | None] = [None, None]
+
+    def result(self) -> Block | Moments | None:
+        """The covariance of all examples."""
+        made = Block if self._kind == "block" else Moments
+        while self._done < len(self._tiles):
+            tile = self._tiles[self._done]
+            part = self._next._compute(self._kind, self._u, self._v, self._layout)
+            if part is None:
+                return None
+            for k, values in enumerate(part):
+                if values is not None:
+                    self._fill(k, tile, values)
+            self._done += 1
+            if self._done < len(self._tiles):
+                self._next = _Part(self._whole, self._tiles[self._done])
+        first, ntk = self._made
+        assert first is not None
+        return made(first, ntk)
+
+    def _fill(self, k: int, tile: tiles.Tile, values: Tensor) -> None:
+        """Write one tile, and its mirror image."""
+        count = self._whole.side.count
+        whole = self._made[k]
+        if whole is None:
+            whole = self._made[k] = values.new_empty(*values.shape[:-2], count, count)
+        whole[..., tile.rows, tile.columns] = values
+        if self._symmetric:
+            mirror(whole, tile, self._layout)
+
+
+class _Part(Pairs):
+    """The covariances of the examples of a tile.
+
+    Those that have more than one use come from all examples; others are computed here.
+    """
+
+    def __init__(self, whole: BlockwisePairs, tile: tiles.Tile) -> None:
+        from tangency.infinite.side import SideTile
+
+        super().__init__(SideTile(whole.side, tile.rows), SideTile(whole.side, tile.columns))
+        self._all = whole
+        self._tile = tile
+
+    def _ask(self, kind: Kind, u: Value, v: Value, ties: Ties) -> Any:
+        key = (kind, u, v, ties)
+        known, needed = key in self._all.memory, self._all.needed
+        if not known and needed is not None and needed.passes(key):
+            return super()._ask(kind, u, v, ties)
+        found = self._all._ask(kind, u, v, ties)
+        if found is None:
+            return None
+        return type(found)(*(None if part is None else self._cut(part) for part in found))
+
+    def _cut(self, values: Tensor) -> Tensor:
+        """The entries of the tile; what is the same for all examples has none of its own."""
+        rows = self._tile.rows if values.shape[-2] > 1 else slice(None)
+        columns = self._tile.columns if values.shape[-1] > 1 else slice(None)
+        return values[..., rows, columns]

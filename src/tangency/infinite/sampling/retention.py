@@ -1,0 +1,105 @@
+"""What of a sampled kernel has to be remembered, and how much memory that takes.
+
+A rehearsal with one example and few samples tells what asks for what. With that, a result is
+forgotten when all that is made of it is there; and what is exact, and met by samples, is kept from
+one group of samples to the next.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple, cast
+
+from tangency.infinite.memory import Entry, Memory
+from tangency.infinite.sampling.sizes import Size, size_of_result
+from tangency.infinite.sampling.uses import COVARIANCES, Uses
+
+__all__ = ["Record", "Retention"]
+
+
+class _Event(NamedTuple):
+    """A result that was computed."""
+
+    entry: Entry
+    size: Size
+    sampled: bool
+
+
+class Record:
+    """A ledger of a rehearsal."""
+
+    def __init__(self) -> None:
+        self._askers: defaultdict[Entry, set[Entry | None]] = defaultdict(set)
+        self._events: list[_Event] = []
+
+    def asked(self, entry: Entry, asker: Entry | None) -> None:
+        """A result is asked for on behalf of another, or from outside."""
+        self._askers[entry].add(asker)
+
+    def finished(self, memory: Memory, entry: Entry) -> None:
+        """A result was computed and is remembered."""
+        key = entry[1]
+        sampled = memory.rests_on_samples(key)
+        size = size_of_result(memory[key], sampled=sampled)
+        self._events.append(_Event(entry, size, sampled))
+
+    def uses(self) -> Uses:
+        """Who asked for what."""
+        exact = {event.entry for event in self._events if not event.sampled}
+        pinned = frozenset(e.entry for e in self._events if cast(Any, e.entry[1])[0] == "pooled")
+        asks: defaultdict[Entry | None, list[Entry]] = defaultdict(list)
+        for entry, askers in self._askers.items():
+            for asker in askers:
+                asks[asker].append(entry)
+        return Uses(
+            {entry: frozenset(askers) for entry, askers in self._askers.items()},
+            {asker: tuple(entries) for asker, entries in asks.items()},
+            frozenset(e for e in exact if any(a not in exact for a in self._askers[e])) | pinned,
+        )
+
+    def peak(self, examples: int, samples: float) -> int:
+        """Bytes of all that is remembered at once, at most.
+
+        Args:
+            examples: their number; the rehearsal had one.
+            samples: number of samples over that of the rehearsal.
+        """
+        uses = self.uses()
+        alive: dict[Entry, int] = {}
+        peak = 0
+        for later in (False, True):
+            done = set[Entry | None]()
+            for event in self._events:
+                if later and not event.sampled:
+                    continue  # it is there, or nobody asks for it again
+                if event.entry[0] == COVARIANCES and uses.passes(cast(Any, event.entry[1])):
+                    continue  # it is never there as a whole
+                alive[event.entry] = event.size.bytes(examples, samples)
+                total = sum(alive.values())
+                peak = max(peak, total + event.size.work * examples**2)
+                done.add(event.entry)
+                for part in uses.over_after(event.entry, done):
+                    alive.pop(part, None)
+            exact = {event.entry for event in self._events if not event.sampled}
+            alive = {entry: alive[entry] for entry in alive if entry in exact}
+        return peak
+
+
+class Retention:
+    """A ledger that lets memories forget what is not needed any more."""
+
+    def __init__(self, uses: Uses) -> None:
+        self._uses = uses
+        self._memories: dict[str, Memory] = {}
+        self._done: set[Entry | None] = set()
+
+    def asked(self, entry: Entry, asker: Entry | None) -> None:
+        """A result is asked for."""
+
+    def finished(self, memory: Memory, entry: Entry) -> None:
+        """A result was computed and is remembered."""
+        self._memories[memory.name] = memory
+        self._done.add(entry)
+        for name, key in self._uses.over_after(entry, self._done):
+            if name in self._memories:
+                self._memories[name].forget(key)
