@@ -168,6 +168,10 @@ def test_readable_forms():
     assert f"{check.max_learning_rate:.4g}" in check.explain()
     assert "No test examples" not in check.explain()
     assert "No test examples" in training_check(network(6), X, Y, steps=5, infinite=False).explain()
+    lines = {line.name: line for line in check.figure().data}
+    assert lines["predicted"].y[-1] == pytest.approx(float(check.loss_empirical[-1]), rel=1e-4)
+    assert lines["kernel drift"].y[-1] == pytest.approx(float(check.kernel_drift[-1]), rel=1e-4)
+    assert lines["on test examples"].x[-1] == 50
     values = check.to_dict()
     assert "model" not in values
     assert values["loss"] is check.loss

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from tangency import drawing
 from tangency.analysis import Evidence, Verdict
 from tangency.analysis.regime import Regime, failure_time
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["KernelForm", "TrainingCheck"]
 
@@ -155,6 +159,40 @@ class TrainingCheck:
                 "its linearisation while it fits the training set as predicted."
             )
         return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Losses, predicted and actual, and how far kernel and prediction are off, over the steps.
+
+        Raises:
+            MissingDependency: Plotly is not installed.
+        """
+        names = ["loss on the training examples", "kernel drift, prediction error"]
+        figure = drawing.panels(f"Training was {self.regime}", names)
+        steps = self.steps[1:]
+        left: dict[str, Any] = {"row": 1, "col": 1}
+        drawing.line(figure, steps, self.loss[1:], "actual", drawing.ACTUAL, width=5.0, **left)
+        predicted = self.loss_empirical[1:]
+        drawing.line(figure, steps, predicted, "predicted", drawing.EMPIRICAL, **left)
+        if self.loss_infinite is not None:
+            limit = self.loss_infinite[1:]
+            drawing.line(
+                figure, steps, limit, "at infinite width", drawing.INFINITE, dash="dash", **left
+            )
+        right: dict[str, Any] = {"row": 1, "col": 2}
+        measures = (
+            ("kernel drift", self.kernel_steps, self.kernel_drift),
+            ("prediction error", self.steps, self.prediction_error),
+            ("on test examples", self.steps, self.test_prediction_error),
+        )
+        for (name, at, values), colour in zip(measures, drawing.PALETTE[2:], strict=False):
+            if values is not None:
+                drawing.line(figure, at[1:], values[1:], name, colour, **right)
+        marks = self.verdict.thresholds
+        figure.update_xaxes(type="log", dtick=1, title_text="step")
+        figure.update_yaxes(type="log", exponentformat="power")
+        drawing.horizontal(figure, marks.lazy_drift, "lazy below", **right)
+        drawing.horizontal(figure, marks.feature_drift, "feature learning above", **right)
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the trained module by name; evidence and verdict as plain numbers."""

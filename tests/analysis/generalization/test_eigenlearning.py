@@ -218,6 +218,9 @@ def test_printing_and_figures():
     assert "5 repeats" in repr(measured)
     assert point.to_dict()["population"]["power"] is task.power
     assert len(point.figure().data) == 2
+    eigenvalues, power = task.figure().data
+    assert eigenvalues.y[3] == pytest.approx(float(task.eigenvalues[3]), rel=1e-4)
+    assert power.y[3] == pytest.approx(float(task.power[3]), rel=1e-4)
     assert len(curve.figure().data) == 2
     assert len(curve.figure(measured).data) == 4
     assert len(measured.figure().data) == 2

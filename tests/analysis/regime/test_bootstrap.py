@@ -145,3 +145,15 @@ def test_bad_resampling():
         bootstrap(np.eye(2), np.eye(2), [(ones, ones)], resamples=0)
     with pytest.raises(InvalidInput, match="errors"):
         bootstrap(np.eye(2), np.eye(2), [])
+
+
+def test_figure_places_measures_between_their_marks():
+    marks = Thresholds()
+    ends = (
+        (marks.lazy_drift, marks.lazy_alignment, marks.lazy_error, 0.0),
+        (marks.feature_drift, marks.feature_alignment, marks.feature_error, 1.0),
+    )
+    for drift, cosine, error, place in ends:
+        figure = verdict(Evidence(drift, cosine, 0.1, error), marks).figure()
+        dots = [trace for trace in figure.data if trace.mode == "markers"]
+        assert [dot.x[0] for dot in dots] == pytest.approx([place] * 3)

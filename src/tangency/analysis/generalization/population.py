@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tangency import drawing
 from tangency.analysis.matrix import ArrayLike, Kernel, kernel_matrix
 from tangency.analysis.matrix import targets as check_targets
 from tangency.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Population", "population"]
 
@@ -74,6 +78,22 @@ class Population:
             "tail_power": self.tail_power,
             "samples": self.samples,
         }
+
+    def figure(self) -> Figure:
+        """Eigenvalues and the target's power, mode by mode.
+
+        Raises:
+            MissingDependency: Plotly is not installed.
+        """
+        figure = drawing.new_figure("Population", "mode", "size", x_axis="log", y_axis="log")
+        ranks = torch.arange(1, len(self.power) + 1)
+        for name, values, colour in (
+            ("eigenvalue", self.eigenvalues, drawing.EMPIRICAL),
+            ("target power", self.power, drawing.INFINITE),
+        ):
+            shown = values > 0
+            drawing.points(figure, ranks[shown], values[shown], name, colour, size=4.0)
+        return figure
 
     def __repr__(self) -> str:
         origin = "exact" if self.samples is None else f"from {self.samples} examples"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from tangency import drawing
 from tangency.analysis.regime.bootstrap import Resamples
 from tangency.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Evidence", "Regime", "Thresholds", "Uncertainty", "Verdict", "verdict"]
 
@@ -181,6 +185,38 @@ class Verdict:
             "uncertainty": uncertainty,
             "confidence": self.confidence,
         }
+
+    def figure(self) -> Figure:
+        """Each measure between its two marks: 0 is where lazy ends, 1 where features begin.
+
+        The kernel's turning counts as 1 - alignment. Bars reach from the 5th to the 95th percentile
+        of the resamples, where there are some.
+
+        Raises:
+            MissingDependency: Plotly is not installed.
+        """
+        marks, ranges = self.thresholds, self.uncertainty
+        figure = drawing.new_figure(
+            f"Verdict: {self.regime}", "0: lazy ends, 1: feature learning begins", ""
+        )
+        rows = (
+            ("kernel drift", "kernel_drift", marks.lazy_drift, marks.feature_drift),
+            ("kernel turned", "kernel_alignment", marks.lazy_alignment, marks.feature_alignment),
+            ("prediction error", "prediction_error", marks.lazy_error, marks.feature_error),
+        )
+        for (label, name, lazy, feature), colour in zip(rows, drawing.PALETTE, strict=False):
+            value = getattr(self.evidence, name)
+            ends = (value, value) if ranges is None else getattr(ranges, name)
+            place, *low_high = ((v - lazy) / (feature - lazy) for v in (value, *ends))
+            figure.add_scatter(x=sorted(low_high), y=[label] * 2, mode="lines", line_color=colour)
+            figure.add_scatter(
+                x=[place], y=[label], mode="markers", marker={"color": colour, "size": 12}
+            )
+        figure.update_layout(showlegend=False)
+        figure.update_yaxes(type="category")
+        drawing.vertical(figure, 0.0, "lazy")
+        drawing.vertical(figure, 1.0, "feature learning")
+        return figure
 
     def __repr__(self) -> str:
         evidence = self.evidence
