@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 __all__ = ["each_product", "inner_products", "linear", "long_products"]
 
@@ -79,13 +79,12 @@ def _by_onednn(rows: Tensor, columns: Tensor, multiply_adds: int) -> bool:
 
 def _plainly_onednn(rows: Tensor, columns: Tensor, multiply_adds: int) -> bool:
     """The same, where no derivative is asked for: oneDNN's product has none of its own."""
-    both = (rows, columns)
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in both)
+    recorded = torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad)
     return (
         _by_onednn(rows, columns, multiply_adds)
         and not recorded
         and peek_interpreter_stack() is None  # no transform of torch.func
-        and all(unpack_dual(tensor).tangent is None for tensor in both)
+        and forward_ad._current_level < 0  # no dual numbers
     )
 
 
