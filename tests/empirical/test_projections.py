@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.linalg import hadamard
+from tests.random_state import numpy_state
 from torch import Tensor, nn
 
 from empirical.cases import (
@@ -351,14 +352,14 @@ def test_random_state_and_dtype() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     x = torch.randn(5, 4)
     exact = EmpiricalKernel(model.double()).features(x.double(), 16)
-    state, numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    state, numpy = torch.get_rng_state(), numpy_state()
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
         found = EmpiricalKernel(model.to(dtype)).features(x.to(dtype), 16)
         assert found.dtype == dtype
         assert not found.requires_grad
         assert float((found.double() - exact).norm() / exact.norm()) < tolerance
     assert torch.equal(torch.get_rng_state(), state)
-    assert (np.random.get_state()[1] == numpy).all()  # noqa: NPY002
+    assert numpy_state() == numpy
 
 
 @pytest.mark.parametrize("wrong", [{"dim": 0}, {"dim": 2.0}, {"dim": True}, {"dim": 2, "seed": -1}])

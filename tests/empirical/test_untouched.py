@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.random_state import numpy_state
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
@@ -150,7 +151,7 @@ class Snapshot:
             None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()
         ]
         self.plain = self.identities(model)
-        self.torch, self.numpy = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+        self.torch, self.numpy = torch.get_rng_state(), numpy_state()
         self.rest = (
             random.getstate(),
             torch.is_grad_enabled(),
@@ -189,7 +190,7 @@ class Snapshot:
     def assert_equal(self, other: Snapshot) -> None:
         assert self.rest == other.rest
         assert torch.equal(self.torch, other.torch)
-        assert np.array_equal(self.numpy, other.numpy)
+        assert self.numpy == other.numpy
         assert self.plain == other.plain
         mine, theirs = (pytree.tree_leaves(s.values) for s in (self, other))
         assert len(mine) == len(theirs)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.random_state import numpy_state
 from torch import Tensor, nn
 
 from empirical.cases import Lambda, case_of, kernel_of, linear, mlp, real
@@ -261,13 +262,13 @@ def test_random_modules_are_refused_by_name(name: str, method: str) -> None:
     torch.manual_seed(0)
     model, x = around(make()).train(training), torch.randn(4, 4)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), numpy_state()
     with pytest.raises(InvalidInput, match="^module " + message):
         getattr(EmpiricalKernel(model), method)(x)
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
-    assert np.array_equal(states[2], np.random.get_state()[1])  # noqa: NPY002
+    assert states[2] == numpy_state()
 
 
 def test_random_numbers_without_effect_are_accepted() -> None:

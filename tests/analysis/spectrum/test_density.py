@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from tests.random_state import numpy_state
 
 import tangency as tg
 from tangency.analysis import SpectralDensity, spectral_density, spectrum
@@ -135,11 +136,11 @@ def test_a_kernel_that_fits_no_memory():
 
 def test_nothing_global_is_touched_and_seeds_repeat():
     K = with_eigenvalues(np.arange(1, 31.0))
-    before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    before, torch_before = numpy_state(), torch.get_rng_state()
     first, again, other = (spectral_density(K, steps=5, seed=s) for s in (1, 1, 2))
     assert torch.equal(first.nodes, again.nodes)
     assert not torch.equal(first.nodes, other.nodes)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert numpy_state() == before
     assert torch.equal(torch.get_rng_state(), torch_before)
     # Each probe is another vector.
     assert not torch.equal(first.nodes[0], first.nodes[1])
