@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -25,6 +26,7 @@ from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
 from tangency.infinite.sampling.plan import SamplingPlan
 from tangency.infinite.sampling.retention import Record
+from tangency.infinite.sampling.uses import Uses
 from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
 from tangency.kernel_pair import KernelPair
@@ -235,15 +237,17 @@ class InfiniteKernel:
         side = self._new_side(one, torch.float64, few, plan=plan)
         with torch.no_grad():
             evaluate(side)
+        correlated = frozenset(side.draws.correlated)
         working = self.memory // 8  # tiles and some samples at a time
+        # What is exact is computed for each group where all groups cannot have it in common.
+        used = [record.uses(correlated, keep=keep) for keep in (True, False)]
 
-        def peak(examples: int) -> int:
-            return record.peak(examples, samples / REHEARSED) + working
+        def peak(uses: Uses, examples: int) -> int:
+            return record.peak(uses, examples, samples / REHEARSED) + working
 
-        plan.refuse(peak(count), "covariances and samples of ", peak)
-        return SamplingPlan(
-            self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
-        )
+        uses = used[0] if peak(used[0], count) <= self.memory else used[1]
+        plan.refuse(peak(uses, count), "covariances and samples of ", partial(peak, uses))
+        return SamplingPlan(self.memory, count, samples, uses, correlated)
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""

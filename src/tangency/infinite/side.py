@@ -106,6 +106,11 @@ class Side:
         earlier, self._earlier = self._earlier, None
         return Draws(self, whole, self._sampling, self._plan, like=earlier)
 
+    @property
+    def by_samples(self) -> bool:
+        """Whether there are samples, and so covariances of all pairs of examples."""
+        return self._sampling is not None
+
     def parts(self, *values: Value) -> Iterator[slice]:
         """All samples, so many of the values at a time as fit into memory."""
         return self.draws.parts(*values)
