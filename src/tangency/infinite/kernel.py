@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -24,9 +23,8 @@ from tangency.infinite.rules.pointwise import refuse_varying_factors
 from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
-from tangency.infinite.sampling.plan import SamplingPlan
+from tangency.infinite.sampling.plan import SamplingPlan, planned
 from tangency.infinite.sampling.retention import Record
-from tangency.infinite.sampling.uses import Uses
 from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
 from tangency.kernel_pair import KernelPair
@@ -213,7 +211,10 @@ class InfiniteKernel:
     ) -> Iterator[KernelPair]:
         """What `evaluate` makes of a side with each group of samples, after a rehearsal."""
         groups = estimation.groups(self.samples, self.seed)
-        plan = self._sampling_plan(x, groups[0].samples, evaluate)
+        plan = planned(
+            lambda count: self._sampling_plan(x, count, groups[0].samples, evaluate),
+            examples.count(x),
+        )
         side: Side | None = None
         with tiles.progress("kernel, by samples", len(groups)) as advance:
             for sampling in groups:
@@ -223,30 +224,28 @@ class InfiniteKernel:
                 advance()
 
     def _sampling_plan(
-        self, x: Examples, samples: int, evaluate: Callable[[Side], KernelPair]
+        self, x: Examples, count: int, samples: int, evaluate: Callable[[Side], KernelPair]
     ) -> SamplingPlan:
-        """What may be forgotten on the way, and that what remains fits into memory.
+        """What may be forgotten on the way for so many examples, by a rehearsal with the first.
 
         Raises:
-            InvalidInput: it does not.
+            DoesNotFit: what remains does not fit into memory.
         """
         record = Record()
-        count, few = examples.count(x), Sampling(REHEARSED, self.seed)
         plan = SamplingPlan(self.memory, count, samples, record=record)
-        one = examples.take(x, slice(0, 1))
+        one, few = examples.take(x, slice(0, 1)), Sampling(REHEARSED, self.seed)
         side = self._new_side(one, torch.float64, few, plan=plan)
         with torch.no_grad():
             evaluate(side)
         correlated = frozenset(side.draws.correlated)
         working = self.memory // 8  # tiles and some samples at a time
         # What is exact is computed for each group where all groups cannot have it in common.
-        used = [record.uses(correlated, keep=keep) for keep in (True, False)]
-
-        def peak(uses: Uses, examples: int) -> int:
-            return record.peak(uses, examples, samples / REHEARSED) + working
-
-        uses = used[0] if peak(used[0], count) <= self.memory else used[1]
-        plan.refuse(peak(uses, count), "covariances and samples of ", partial(peak, uses))
+        for keep in (True, False):
+            uses = record.uses(correlated, keep=keep)
+            needed = record.peak(uses, count, samples / REHEARSED) + working
+            if needed <= self.memory:
+                break
+        plan.refuse(needed, "covariances and samples of")
         return SamplingPlan(self.memory, count, samples, uses, correlated)
 
     def diagonal(self, x: Examples) -> KernelPair:

@@ -110,13 +110,15 @@ def test_refused_with_the_number_of_examples_that_fit() -> None:
     with Allocations() as allocations, pytest.raises(InvalidInput, match="memory=") as caught:
         kernel.pair(x)
     assert allocations.peak < memory // 4  # before the work
-    found = re.search(r"about (\d+) examples", str(caught.value))
+    found = re.search(r"kernel of (\d+) examples", str(caught.value))
     assert found is not None
-    fitting = int(found[1]) - 1  # fewer examples have more of their samples remembered
+    fitting = int(found[1])
     assert 1 < fitting < 12
     with Allocations() as allocations:
         kernel.pair(x[:fitting])
     assert allocations.peak < memory
+    with pytest.raises(InvalidInput, match=f"kernel of {fitting} examples"):
+        kernel.pair(x[: fitting + 1])
 
 
 def test_memory_is_a_positive_number() -> None:
