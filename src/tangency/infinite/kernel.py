@@ -220,7 +220,7 @@ class InfiniteKernel:
             for sampling in groups:
                 side = self._new_side(x, torch.float64, sampling, side, plan)
                 yield evaluate(side)
-                side.draws.release()
+                side.release()
                 advance()
 
     def _sampling_plan(
@@ -238,6 +238,7 @@ class InfiniteKernel:
         with torch.no_grad():
             evaluate(side)
         correlated = frozenset(side.draws.correlated)
+        side.release()
         working = self.memory // 8  # tiles and some samples at a time
         # What is exact is computed for each group where all groups cannot have it in common.
         for keep in (True, False):

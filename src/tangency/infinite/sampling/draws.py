@@ -172,11 +172,11 @@ class Draws:
     def release(self) -> None:
         """Forget all samples and what was made of them, when the group is done.
 
-        What is exact is forgotten too if there is no memory to keep it for the next group.
+        What is exact is forgotten too after a rehearsal, and if there is no memory to keep it.
         """
         for memory in (self.pairs.memory, self._known):
             memory.forget_samples()
-            if self.plan.uses is not None and not self.plan.uses.kept:
+            if self.plan.uses is None or not self.plan.uses.kept:
                 memory.clear()
         self._gaussians.clear()
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
