@@ -247,7 +247,7 @@ class InfiniteKernel:
             if needed <= self.memory:
                 break
         plan.refuse(needed, "covariances and samples of")
-        return SamplingPlan(self.memory, count, samples, uses, correlated)
+        return SamplingPlan(self.memory, count, samples, uses, correlated, needed=needed)
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""

@@ -176,7 +176,7 @@ class Draws:
         """
         for memory in (self.pairs.memory, self._known):
             memory.forget_samples()
-            if self.plan.uses is None or not self.plan.uses.kept:
+            if not self.plan.keeps_exact:
                 memory.clear()
         self._gaussians.clear()
         self._values, self._tangents = GaussianVectors(), GaussianVectors()

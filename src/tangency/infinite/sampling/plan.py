@@ -27,6 +27,7 @@ class SamplingPlan:
         uses: what each result is needed for, from a rehearsal.
         correlated: the Gaussians that others are correlated with, from a rehearsal.
         record: in a rehearsal, what is told of it.
+        needed: bytes that the rehearsal says will be taken.
     """
 
     memory: int
@@ -35,12 +36,18 @@ class SamplingPlan:
     uses: Uses | None = None
     correlated: frozenset[Hashable] = frozenset()
     record: Record | None = field(default=None)
+    needed: int = 0
 
     def ledger(self) -> Ledger | None:
         """Who is told of all results."""
         if self.record is not None:
             return self.record
         return None if self.uses is None else Retention(self.uses)
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether what is exact, and met by samples, is kept from one group to the next."""
+        return self.uses is not None and bool(self.uses.kept)
 
     def passes(self, positions: int) -> bool:
         """Whether samples of a value of so many positions are too many to be remembered."""
