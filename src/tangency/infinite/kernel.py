@@ -231,7 +231,7 @@ class InfiniteKernel:
         Raises:
             DoesNotFit: what remains does not fit into memory.
         """
-        record = Record()
+        record = Record(self.memory // 4)
         plan = SamplingPlan(self.memory, count, samples, record=record)
         one, few = examples.take(x, slice(0, 1)), Sampling(REHEARSED, self.seed)
         side = self._new_side(one, torch.float64, few, plan=plan)

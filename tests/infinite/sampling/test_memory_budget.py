@@ -150,6 +150,21 @@ def test_the_estimate_covers_what_is_measured(name: str) -> None:
     assert allocations.peak < plan.needed < 2 * allocations.peak
 
 
+def test_a_rehearsal_keeps_to_the_memory() -> None:
+    """All layers together take more for one example."""
+    x = images(1, 12)
+    model = MaxPools(10)
+    peaks, needed = [], []
+    for memory in (64 * MEBIBYTE, 6 * MEBIBYTE):
+        kernel = sampled(model, x, samples=64, memory=memory)
+        with Allocations() as allocations:
+            plan = kernel._sampling_plan(x, 1, 8, kernel._evaluation.of_samples)
+        peaks.append(allocations.peak)
+        needed.append(plan.needed - memory // 8)
+    assert peaks[1] < 6 * MEBIBYTE < peaks[0]
+    assert needed[0] == needed[1]
+
+
 def test_what_is_exact_is_computed_for_each_group_where_it_does_not_fit() -> None:
     make, x = DEEP["transformer"]
     roomy, tight = (sampled(make(3), x, samples=64, memory=m * MEBIBYTE) for m in (64, 12))

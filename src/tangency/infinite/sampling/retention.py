@@ -27,11 +27,23 @@ class _Event(NamedTuple):
 
 
 class Record:
-    """A ledger of a rehearsal."""
+    """A ledger of a rehearsal.
 
-    def __init__(self) -> None:
+    What it is about to find out, that a result is not needed any more, it does not know yet: where
+    results take too much room, the oldest are forgotten, each once, and computed anew at need.
+
+    Args:
+        room: bytes that covariances and factors may take.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._held: dict[Entry, int] = {}
+        self._taken = 0
         self._askers: defaultdict[Entry, set[Entry | None]] = defaultdict(set)
         self._events: list[_Event] = []
+        self._memories: dict[str, Memory] = {}
+        self._seen: set[Entry] = set()
 
     def asked(self, entry: Entry, asker: Entry | None) -> None:
         """A result is asked for on behalf of another, or from outside."""
@@ -39,10 +51,25 @@ class Record:
 
     def finished(self, memory: Memory, entry: Entry) -> None:
         """A result was computed and is remembered."""
+        if entry in self._seen:
+            return
+        self._seen.add(entry)
         key = entry[1]
         sampled = memory.rests_on_samples(key)
         size = size_of_result(memory[key], sampled=sampled)
         self._events.append(_Event(entry, size, sampled))
+        self._memories[memory.name] = memory
+        self._hold(entry, size.pairs)
+
+    def _hold(self, entry: Entry, size: int) -> None:
+        """Make room for a result."""
+        while self._held and self._taken + size > self._room:
+            name, key = next(iter(self._held))
+            self._taken -= self._held.pop((name, key))
+            self._memories[name].forget(key)
+        if size:
+            self._held[entry] = size
+            self._taken += size
 
     def uses(self, correlated: frozenset[Hashable], *, keep: bool = True) -> Uses:
         """Who asked for what.
