@@ -23,7 +23,7 @@ from tangency.infinite.rules.pointwise import refuse_varying_factors
 from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
-from tangency.infinite.sampling.plan import SamplingPlan
+from tangency.infinite.sampling.plan import SamplingPlan, planned
 from tangency.infinite.sampling.retention import Record
 from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
@@ -211,39 +211,43 @@ class InfiniteKernel:
     ) -> Iterator[KernelPair]:
         """What `evaluate` makes of a side with each group of samples, after a rehearsal."""
         groups = estimation.groups(self.samples, self.seed)
-        plan = self._sampling_plan(x, groups[0].samples, evaluate)
+        plan = planned(
+            lambda count: self._sampling_plan(x, count, groups[0].samples, evaluate),
+            examples.count(x),
+        )
         side: Side | None = None
         with tiles.progress("kernel, by samples", len(groups)) as advance:
             for sampling in groups:
                 side = self._new_side(x, torch.float64, sampling, side, plan)
                 yield evaluate(side)
-                side.draws.release()
+                side.release()
                 advance()
 
     def _sampling_plan(
-        self, x: Examples, samples: int, evaluate: Callable[[Side], KernelPair]
+        self, x: Examples, count: int, samples: int, evaluate: Callable[[Side], KernelPair]
     ) -> SamplingPlan:
-        """What may be forgotten on the way, and that what remains fits into memory.
+        """What may be forgotten on the way for so many examples, by a rehearsal with the first.
 
         Raises:
-            InvalidInput: it does not.
+            DoesNotFit: what remains does not fit into memory.
         """
-        record = Record()
-        count, few = examples.count(x), Sampling(REHEARSED, self.seed)
+        record = Record(self.memory // 4)
         plan = SamplingPlan(self.memory, count, samples, record=record)
-        one = examples.take(x, slice(0, 1))
+        one, few = examples.take(x, slice(0, 1)), Sampling(REHEARSED, self.seed)
         side = self._new_side(one, torch.float64, few, plan=plan)
         with torch.no_grad():
             evaluate(side)
+        correlated = frozenset(side.draws.correlated)
+        side.release()
         working = self.memory // 8  # tiles and some samples at a time
-
-        def peak(examples: int) -> int:
-            return record.peak(examples, samples / REHEARSED) + working
-
-        plan.refuse(peak(count), "covariances and samples of ", peak)
-        return SamplingPlan(
-            self.memory, count, samples, record.uses(), frozenset(side.draws.correlated)
-        )
+        # What is exact is computed for each group where all groups cannot have it in common.
+        for keep in (True, False):
+            uses = record.uses(correlated, keep=keep)
+            needed = record.peak(uses, count, samples / REHEARSED) + working
+            if needed <= self.memory:
+                break
+        plan.refuse(needed, "covariances and samples of")
+        return SamplingPlan(self.memory, count, samples, uses, correlated, needed=needed)
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""

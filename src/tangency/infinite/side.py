@@ -41,6 +41,9 @@ CHUNK = 1 << 22
 KEPT = 1 << 19
 """Entries of such a block of all examples up to which the blocks of all layers are kept."""
 
+KEPT_SHARE = MEMORY_BUDGET // KEPT
+"""Bytes of a smaller memory for each of these entries."""
+
 DATA = ("array", "unit")
 """Quantities of data `(*positions, n, features)`; all others end in the examples."""
 
@@ -105,6 +108,23 @@ class Side:
         whole = SideTile(self, slice(0, self.count))
         earlier, self._earlier = self._earlier, None
         return Draws(self, whole, self._sampling, self._plan, like=earlier)
+
+    def release(self) -> None:
+        """Forget all samples and what rests on them; after a rehearsal, everything.
+
+        Otherwise it would stay until Python looks for reference cycles.
+        """
+        self.draws.release()
+        for memory in (self._memo, self.pairs.memory):
+            if self.rehearsal:
+                memory.clear()
+            else:
+                memory.forget_samples()
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether there are samples, and so covariances of all pairs of examples."""
+        return self._sampling is not None
 
     def parts(self, *values: Value) -> Iterator[slice]:
         """All samples, so many of the values at a time as fit into memory."""
@@ -172,7 +192,7 @@ class Side:
             compute: gives `(..., n)`.
         """
         key = (value, name)
-        if self.count * entries <= KEPT:
+        if self.count * entries <= min(KEPT, self._plan.memory // KEPT_SHARE):
             return torch.cat([compute(self.pairs)], dim=-1)
         if key not in self._open:
             self._open[key] = _Chunks(self)

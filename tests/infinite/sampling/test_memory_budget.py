@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.infinite.allocations import Allocations
-from tests.infinite.sampling.networks import MaxPooled, PostActivationResidual
+from tests.infinite.sampling.networks import MaxPooled, PostActivationResidual, Recurrent
 from torch import Tensor, nn
 
 from tangency.errors import InvalidInput
 from tangency.infinite import InfiniteKernel
 from tangency.infinite.sampling import blockwise, draws
+from tangency.infinite.sampling.draw import Sampling
+from tangency.infinite.sampling.estimation import GROUPS
 from tangency.infinite.sampling.plan import SamplingPlan
 
 MEBIBYTE = 1 << 20
 
 
 class Transformer(nn.Module):
-    """Tokens, two encoder layers with norms first, and the mean over tokens or the first one."""
+    """Tokens, encoder layers with norms first, and the mean over tokens or the first one."""
 
-    def __init__(self, *, mean: bool) -> None:
+    def __init__(self, *, mean: bool, layers: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Linear(5, 16)
         layer = nn.TransformerEncoderLayer(
             16, 4, 32, activation="gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(16, 1)
         self.mean = mean
 
@@ -95,6 +98,100 @@ def test_a_transformer_keeps_to_its_memory(mean: bool) -> None:
     assert allocations.peak < memory
 
 
+class MaxPools(nn.Module):
+    """Convolutions with max-pooling before each but the first."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        rest = [nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(8, 8, 1)) for _ in range(layers - 1)]
+        self.hidden = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), *rest, nn.ReLU())
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.hidden(x).mean((2, 3)))
+        return y
+
+
+DEEP: dict[str, tuple[Callable[[int], nn.Module], Tensor]] = {
+    "transformer": (lambda layers: Transformer(mean=True, layers=layers), tokens(8, 8)),
+    "first token": (lambda layers: Transformer(mean=False, layers=layers), tokens(8, 8)),
+    "max pooling": (MaxPools, images(8, 6)),
+}
+
+
+REDRAWN: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "recurrent": (lambda: Recurrent(8, 1, nn.LSTM), tokens(3, 4)),
+    "residual": (lambda: PostActivationResidual(8, 1), tokens(3, 1)[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_layers_do_not_add_up(name: str) -> None:
+    """What a layer takes is forgotten when the next is there: samples, factors, covariances."""
+    make, x = DEEP[name]
+    peaks = []
+    for layers in (3, 6):
+        kernel = sampled(make(layers), x, samples=1024)
+        with Allocations() as allocations:
+            kernel.pair(x)
+        peaks.append(allocations.peak)
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_estimate_covers_what_is_measured(name: str) -> None:
+    """It counts what is remembered and, as a share of the memory, what works on the way."""
+    make, x = DEEP[name]
+    kernel = sampled(make(3), x, samples=512, memory=12 * MEBIBYTE)
+    plan = kernel._sampling_plan(x, len(x), 512 // GROUPS, kernel._evaluation.of_samples)
+    with Allocations() as allocations:
+        kernel.pair(x)
+    assert allocations.peak < plan.needed < 2 * allocations.peak
+
+
+def test_a_rehearsal_keeps_to_the_memory() -> None:
+    """All layers together take more for one example."""
+    x = images(1, 12)
+    model = MaxPools(10)
+    peaks, needed = [], []
+    for memory in (64 * MEBIBYTE, 6 * MEBIBYTE):
+        kernel = sampled(model, x, samples=64, memory=memory)
+        with Allocations() as allocations:
+            plan = kernel._sampling_plan(x, 1, 8, kernel._evaluation.of_samples)
+        peaks.append(allocations.peak)
+        needed.append(plan.needed - memory // 8)
+    assert peaks[1] < 6 * MEBIBYTE < peaks[0]
+    assert needed[0] == needed[1]
+
+
+def test_what_is_exact_is_computed_for_each_group_where_it_does_not_fit() -> None:
+    make, x = DEEP["transformer"]
+    roomy, tight = (sampled(make(3), x, samples=64, memory=m * MEBIBYTE) for m in (64, 12))
+    kept = [
+        k._sampling_plan(x, len(x), 8, k._evaluation.of_samples).keeps_exact for k in (roomy, tight)
+    ]
+    assert kept == [True, False]
+    for part, full in zip(tight.estimate(x), roomy.estimate(x), strict=True):
+        torch.testing.assert_close(part, full, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "residual"])
+def test_gaussians_that_were_forgotten_are_drawn_as_before(name: str) -> None:
+    make, x = REDRAWN[name]
+    kernel = sampled(make(), x, samples=64)
+    side = kernel._new_side(x, torch.float64, Sampling(32, 0))
+    kernel._evaluation.of_samples(side)
+    draws = side.draws
+    drawn = {value: draws.of(value) for value in draws._gaussians}
+    assert len(drawn) > 1
+    for value, before in drawn.items():
+        for kind in ("rows", "pooled"):
+            draws._known.forget((kind, value))
+        for again, first in zip(draws.of(value), before, strict=True):
+            torch.testing.assert_close(again, first, rtol=1e-7, atol=1e-9)
+
+
 def test_a_convolutional_network_keeps_to_its_memory() -> None:
     """One covariance of the first layer takes 10 MiB, and its NTK as much."""
     x, memory = images(8, 12), 72 * MEBIBYTE
@@ -110,13 +207,15 @@ def test_refused_with_the_number_of_examples_that_fit() -> None:
     with Allocations() as allocations, pytest.raises(InvalidInput, match="memory=") as caught:
         kernel.pair(x)
     assert allocations.peak < memory // 4  # before the work
-    found = re.search(r"about (\d+) examples", str(caught.value))
+    found = re.search(r"kernel of (\d+) examples", str(caught.value))
     assert found is not None
-    fitting = int(found[1]) - 1  # fewer examples have more of their samples remembered
+    fitting = int(found[1])
     assert 1 < fitting < 12
     with Allocations() as allocations:
         kernel.pair(x[:fitting])
     assert allocations.peak < memory
+    with pytest.raises(InvalidInput, match=f"kernel of {fitting} examples"):
+        kernel.pair(x[: fitting + 1])
 
 
 def test_memory_is_a_positive_number() -> None:

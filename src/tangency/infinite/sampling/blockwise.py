@@ -23,7 +23,7 @@ from tangency.infinite.values.value import Value, uncorrelated
 if TYPE_CHECKING:
     from tangency.infinite.side import Side, SideTile
 
-__all__ = ["BlockwisePairs"]
+__all__ = ["BlockwisePairs", "Diagonals"]
 
 TILE = 512**2
 """Entries of one covariance that are computed at a time, so that they stay in cache."""
@@ -65,6 +65,30 @@ class BlockwisePairs(Pairs):
         result = self._open[key].result()
         del self._open[key]
         return result
+
+
+class Diagonals(Pairs):
+    """Covariances of every example with itself, cut from those of all pairs.
+
+    A recursion of its own would ask for the samples of all layers once more, at the end.
+    """
+
+    def __init__(self, side: Side, whole: BlockwisePairs) -> None:
+        super().__init__(side, side, coincident=True)
+        self._all = whole
+
+    def _ask(self, kind: Kind, u: Value, v: Value, ties: Ties) -> Any:
+        if self.flipped:
+            return super()._ask(kind, u, v, ties)
+        found = self._all._ask(kind, u, v, ties)
+        if found is None:
+            return None
+        return type(found)(*(None if part is None else self._diagonal(part) for part in found))
+
+    def _diagonal(self, values: Tensor) -> Tensor:
+        """What is the same for all examples has one entry."""
+        size = max(values.shape[-2:])
+        return values.expand(*values.shape[:-2], size, size).diagonal(dim1=-2, dim2=-1)
 
 
 class _Assembly:

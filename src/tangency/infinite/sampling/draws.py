@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tangency.infinite.layout import Layout
 from tangency.infinite.memory import Memory, rests_on_samples
-from tangency.infinite.sampling.blockwise import BlockwisePairs
+from tangency.infinite.sampling.blockwise import BlockwisePairs, Diagonals
 from tangency.infinite.sampling.draw import Draw, Sampling
 from tangency.infinite.sampling.gaussians import GaussianVectors, Row
 from tangency.infinite.sampling.noise import UNIT, Noise
@@ -89,7 +89,8 @@ class Draws:
         memory = Memory(exact[0], name=COVARIANCES, ledger=ledger)
         self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses, plan.memory)
         self._known: Memory = Memory(exact[1], name="draws", ledger=ledger)
-        self._gaussians: dict[Value, Draw] = {}
+        self._gaussians: dict[Value, int] = {}
+        """Gaussians that were drawn, with their numbers."""
         self._streams: dict[Hashable, int] = {}
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
         self._coordinates = self.noise.uniform(0)
@@ -108,6 +109,11 @@ class Draws:
     def samples(self) -> int:
         """Their number."""
         return int(self.part.stop - self.part.start)
+
+    @property
+    def diagonals(self) -> Diagonals:
+        """The covariances of every example with itself, among those of all pairs."""
+        return Diagonals(self.side, self.pairs)
 
     def of(self, value: Value, part: slice | None = None) -> Draw:
         """Samples of a value, `(S, *positions, n)`: some of them, or else those being drawn."""
@@ -164,9 +170,14 @@ class Draws:
         return cast(Factors, found)
 
     def release(self) -> None:
-        """Forget all samples and what was made of them, when the group is done."""
-        self.pairs.memory.forget_samples()
-        self._known.forget_samples()
+        """Forget all samples and what was made of them, when the group is done.
+
+        What is exact is forgotten too after a rehearsal, and if there is no memory to keep it.
+        """
+        for memory in (self.pairs.memory, self._known):
+            memory.forget_samples()
+            if not self.plan.keeps_exact:
+                memory.clear()
         self._gaussians.clear()
         self._values, self._tangents = GaussianVectors(), GaussianVectors()
         self._passing = None
@@ -221,33 +232,32 @@ class Draws:
         return value.factored and size >= FACTORED
 
     def _gaussian(self, value: Value) -> Draw:
-        """Draw a Gaussian value given all that were drawn before."""
+        """Draw a Gaussian value given all that were drawn before it."""
         rests_on_samples()
-        if value in self._gaussians:
-            return self._gaussians[value]
         positions = size_of(value.positions)
         self.plan.check(positions, _MATRICES * 8 * positions**2)
         rows = cast(_Rows, self._known.ask(("rows", value), lambda: self._rows(value)))
         last = self.plan.uses is not None and value not in self.plan.correlated
-        number, size = len(self._gaussians), positions * self.side.count
+        number = self._gaussians.setdefault(value, len(self._gaussians))
+        size = positions * self.side.count
         sizes = [axis.size for axis in value.positions]
         parts = []
         for kind, vectors in enumerate((self._values, self._tangents)):
             noise = self.noise.matched(-1 - 2 * number - kind, size)
             samples = vectors.extend(value, rows[kind], noise, last=last)
             parts.append(samples.T.reshape(self._whole.stop, -1, *sizes).movedim(1, -1))
-        self._gaussians[value] = Draw(*parts)
-        return self._gaussians[value]
+        return Draw(*parts)
 
     def _rows(self, value: Value) -> _Rows:
-        """What a Gaussian is drawn with, given all that were drawn before."""
+        """What a Gaussian is drawn with, given all that were drawn before it."""
         own = self.pairs.moments(value, value, frozenset())
         assert own is not None
         # What is iterated over grows if a covariance needs further samples.
         crossed: dict[Value, tuple[Tensor, Tensor | None]] = {}
-        while rest := [v for v in self._gaussians if v not in crossed and self._related(value, v)]:
+        while rest := [v for v in self._related(value) if v not in crossed]:
             found = self.pairs.moments(value, rest[0], frozenset())
             crossed[rest[0]] = (torch.zeros(()), None) if found is None else found
+        before = set(self._before(value))
         rows = []
         for kind, vectors in enumerate((self._values, self._tangents)):
             earlier: dict[Hashable, Tensor] = {
@@ -256,14 +266,20 @@ class Draws:
                 if (block := pair[kind]) is not None and block.dim()
             }
             matrix = self._matrix(own[kind], value, value)
-            rows.append(vectors.row(matrix, earlier))
+            rows.append(vectors.row(matrix, earlier, before))
             self.correlated |= rows[-1].blocks.keys()
         if any(self._known.rests_on_samples(("rows", v)) for v in self.correlated):
             rests_on_samples()
         return _Rows(*rows)
 
-    def _related(self, value: Value, other: Value) -> bool:
-        return not value.origins.isdisjoint(other.origins)
+    def _before(self, value: Value) -> list[Value]:
+        """The Gaussians that are drawn before another one."""
+        number = self._gaussians.get(value, len(self._gaussians))
+        return [v for v, other in self._gaussians.items() if other < number]
+
+    def _related(self, value: Value) -> list[Value]:
+        """Those of them that may be correlated with it."""
+        return [v for v in self._before(value) if not value.origins.isdisjoint(v.origins)]
 
     def _matrix(self, block: Tensor | None, u: Value, v: Value) -> Tensor:
         """A block `(*left, *right, n, n)` as a new matrix, the examples outermost."""

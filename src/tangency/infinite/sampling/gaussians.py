@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -50,14 +50,20 @@ class GaussianVectors:
             self._known[name] = row, taken
         return samples
 
-    def row(self, own: Tensor, earlier: dict[Hashable, Tensor]) -> Row:
+    def row(
+        self,
+        own: Tensor,
+        earlier: dict[Hashable, Tensor],
+        before: Container[Hashable] | None = None,
+    ) -> Row:
         """The row of the next vector.
 
         Args:
             own: its covariance, `(N, N)`, positive semi-definite up to rounding; it is overwritten.
             earlier: its covariance `(N, N_j)` with the vectors j with which it is correlated.
+            before: the vectors that come before it, if it is drawn anew and others are there.
         """
-        blocks = self._blocks(earlier)
+        blocks = self._blocks(earlier, self._known.keys() if before is None else before)
         sd = own.diagonal().clamp_min(0).sqrt()
         for block in blocks.values():
             if own.requires_grad or block.requires_grad:
@@ -66,10 +72,14 @@ class GaussianVectors:
                 own.addmm_(block, block.T, alpha=-1)
         return Row(blocks, Factor(own, sd))
 
-    def _blocks(self, earlier: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+    def _blocks(
+        self, earlier: dict[Hashable, Tensor], before: Container[Hashable]
+    ) -> dict[Hashable, Tensor]:
         """The blocks A_kj, j < k, by forward substitution."""
         blocks: dict[Hashable, Tensor] = {}
         for j, (known, _) in self._known.items():
+            if j not in before:
+                continue
             rest = earlier.get(j)
             for i, block in known.blocks.items():
                 if i in blocks:

@@ -8,6 +8,7 @@ one group of samples to the next.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable
 from typing import Any, NamedTuple, cast
 
 from tangency.infinite.memory import Entry, Memory
@@ -26,11 +27,23 @@ class _Event(NamedTuple):
 
 
 class Record:
-    """A ledger of a rehearsal."""
+    """A ledger of a rehearsal.
 
-    def __init__(self) -> None:
+    What it is about to find out, that a result is not needed any more, it does not know yet: where
+    results take too much room, the oldest are forgotten, each once, and computed anew at need.
+
+    Args:
+        room: bytes that covariances and factors may take.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._held: dict[Entry, int] = {}
+        self._taken = 0
         self._askers: defaultdict[Entry, set[Entry | None]] = defaultdict(set)
         self._events: list[_Event] = []
+        self._memories: dict[str, Memory] = {}
+        self._seen: set[Entry] = set()
 
     def asked(self, entry: Entry, asker: Entry | None) -> None:
         """A result is asked for on behalf of another, or from outside."""
@@ -38,15 +51,34 @@ class Record:
 
     def finished(self, memory: Memory, entry: Entry) -> None:
         """A result was computed and is remembered."""
+        if entry in self._seen:
+            return
+        self._seen.add(entry)
         key = entry[1]
         sampled = memory.rests_on_samples(key)
         size = size_of_result(memory[key], sampled=sampled)
         self._events.append(_Event(entry, size, sampled))
+        self._memories[memory.name] = memory
+        self._hold(entry, size.pairs)
 
-    def uses(self) -> Uses:
-        """Who asked for what."""
-        exact = {event.entry for event in self._events if not event.sampled}
-        pinned = frozenset(e.entry for e in self._events if cast(Any, e.entry[1])[0] == "pooled")
+    def _hold(self, entry: Entry, size: int) -> None:
+        """Make room for a result."""
+        while self._held and self._taken + size > self._room:
+            name, key = next(iter(self._held))
+            self._taken -= self._held.pop((name, key))
+            self._memories[name].forget(key)
+        if size:
+            self._held[entry] = size
+            self._taken += size
+
+    def uses(self, correlated: frozenset[Hashable], *, keep: bool = True) -> Uses:
+        """Who asked for what.
+
+        Args:
+            correlated: the Gaussians that later ones are drawn with.
+            keep: whether what is exact is kept from one group of samples to the next.
+        """
+        exact = {event.entry for event in self._events if not event.sampled and keep}
         asks: defaultdict[Entry | None, list[Entry]] = defaultdict(list)
         for entry, askers in self._askers.items():
             for asker in askers:
@@ -54,34 +86,37 @@ class Record:
         return Uses(
             {entry: frozenset(askers) for entry, askers in self._askers.items()},
             {asker: tuple(entries) for asker, entries in asks.items()},
-            frozenset(e for e in exact if any(a not in exact for a in self._askers[e])) | pinned,
+            frozenset(e for e in exact if any(a not in exact for a in self._askers[e])),
+            frozenset(("draws", (kind, v)) for kind in ("rows", "pooled") for v in correlated),
         )
 
-    def peak(self, examples: int, samples: float) -> int:
+    def peak(self, uses: Uses, examples: int, samples: float) -> int:
         """Bytes of all that is remembered at once, at most.
 
         Args:
+            uses: who asked for what.
             examples: their number; the rehearsal had one.
             samples: number of samples over that of the rehearsal.
         """
-        uses = self.uses()
+        exact = {event.entry for event in self._events if not event.sampled}
         alive: dict[Entry, int] = {}
         peak = 0
         for later in (False, True):
             done = set[Entry | None]()
             for event in self._events:
-                if later and not event.sampled:
+                if later and event.entry in exact and uses.kept:
                     continue  # it is there, or nobody asks for it again
                 if event.entry[0] == COVARIANCES and uses.passes(cast(Any, event.entry[1])):
                     continue  # it is never there as a whole
                 alive[event.entry] = event.size.bytes(examples, samples)
+                if event.entry in uses.pinned:  # with the white noise that it was drawn from
+                    alive[event.entry] += round(event.size.draws * examples * samples)
                 total = sum(alive.values())
                 peak = max(peak, total + event.size.work * examples**2)
                 done.add(event.entry)
                 for part in uses.over_after(event.entry, done):
                     alive.pop(part, None)
-            exact = {event.entry for event in self._events if not event.sampled}
-            alive = {entry: alive[entry] for entry in alive if entry in exact}
+            alive = {entry: alive[entry] for entry in alive if entry in exact and uses.kept}
         return peak
 
 

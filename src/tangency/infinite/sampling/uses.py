@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -43,17 +43,39 @@ class Uses:
         askers: the results for which each one is asked; None stands for whoever asks from outside.
         asks: the same the other way round.
         kept: exact results of which samples are made: other groups of samples need them too.
+        pinned: what belongs to Gaussians that later ones are drawn with.
     """
 
     askers: Mapping[Entry, frozenset[Entry | None]]
     asks: Mapping[Entry | None, tuple[Entry, ...]]
     kept: frozenset[Entry]
+    pinned: frozenset[Entry]
     _most: dict[Hashable, int] = field(default_factory=dict)
 
     def over_after(self, entry: Entry, done: set[Entry | None]) -> list[Entry]:
         """What is not needed any more when `entry` is there, as the last of what is `done`."""
-        parts = self.asks.get(entry, ())
-        return [part for part in parts if part not in self.kept and self.askers[part] <= done]
+        parts = [part for part in self._parts(entry) if part not in self.kept | self.pinned]
+        return [part for part in parts if self._over(part, done)]
+
+    def _parts(self, entry: Entry) -> Iterator[Entry]:
+        """What a result is made of, also by way of covariances that nobody remembers as a whole."""
+        for part in self.asks.get(entry, ()):
+            yield part
+            if self._passing(part):
+                yield from self._parts(part)
+
+    def _over(self, entry: Entry, done: set[Entry | None]) -> bool:
+        """Whether all is there that a result is needed for. A covariance that passes is done with
+        what it is made for, if not before.
+        """
+        return all(
+            asker in done
+            or (asker is not None and self._passing(asker) and self._over(asker, done))
+            for asker in self.askers[entry]
+        )
+
+    def _passing(self, entry: Entry) -> bool:
+        return entry[0] == COVARIANCES and self.passes(cast(Key, entry[1]))
 
     def passes(self, key: Key) -> bool:
         """Whether a covariance is made for one other alone: nobody has to remember all of it."""

@@ -170,6 +170,10 @@ class Linear(OfSource):
 
     def second_moment(self, side: Side) -> Tensor:
         source = self.source
+        if side.by_samples and not set(source.positions) & set(self.positions):
+            # All pairs of examples need what every position has with every other.
+            moment = self._second_moment(side.draws.diagonals)
+            return side.full(moment.clamp_min(0), self.positions)
         size = size_of(source.positions)
         while isinstance(source, OfSource):  # sums go axis by axis: the first is the largest
             source = source.source
