@@ -116,3 +116,12 @@ def test_printing_and_figure():
     assert law.to_dict()["power"]["exponent"] == law.power.exponent
     assert len(law.figure().data) == 4
     assert "exponent" in curve_exponent([1, 2, 4, 8], [8, 4, 2, 1]).to_dict()
+
+
+def test_the_figure_of_an_exponent_shows_its_line():
+    sizes = torch.tensor([10.0, 20.0, 40.0, 80.0, 160.0])
+    found = curve_exponent(sizes, 3 * sizes**-0.7)
+    dots, line = found.figure().data
+    assert list(line.y) == pytest.approx(list(dots.y), rel=1e-4)
+    assert found.amplitude == pytest.approx(3, rel=1e-5)
+    assert "0.7" in repr(found)

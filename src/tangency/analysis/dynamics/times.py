@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tangency.analysis.numbers import as_numbers
 from tangency.errors import InvalidInput
 
 __all__ = ["Moments", "Times", "check_whole", "moments"]
@@ -42,20 +42,12 @@ def moments(times: Times, device: torch.device) -> Moments:
     Raises:
         InvalidInput: not real numbers in at most one dimension, none at all, negative or NaN.
     """
-    try:
-        given = times if isinstance(times, Tensor) else torch.from_numpy(np.array(times, float))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"times must be numbers, got {type(times).__name__}.") from error
-    if given.dim() > 1 or given.numel() == 0 or given.is_complex():
-        raise InvalidInput(
-            f"times has shape {tuple(given.shape)} and dtype {given.dtype}, but must be one "
-            "real number or a vector of them."
-        )
-    values = given.detach().to(device).double().reshape(-1)
+    values, is_scalar = as_numbers(times, "times")
+    values = values.to(device)
     bad = ~(values >= 0)
     if bool(bad.any()):
         raise InvalidInput(f"times must not be negative or NaN, got {float(values[bad][0])}.")
-    return Moments(values, given.dim() == 0)
+    return Moments(values, is_scalar)
 
 
 def check_whole(times: Tensor, what: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from tangency import drawing
 from tangency.analysis.generalization.eigenlearning import eigenlearning
 from tangency.analysis.generalization.measured_curve import MeasuredLearningCurve
 from tangency.analysis.generalization.population import Population
+from tangency.analysis.numbers import as_numbers
 from tangency.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -144,26 +144,14 @@ def curve_points(sizes: Numbers, ridge: Numbers, noise: Numbers) -> tuple[Tensor
     Raises:
         InvalidInput: no numbers, more than one dimension, or vectors of different lengths.
     """
-    given = {"sizes": _vector(sizes, "sizes"), "ridge": _vector(ridge, "ridge")}
-    given["noise"] = _vector(noise, "noise")
+    given = {"sizes": as_numbers(sizes, "sizes")[0], "ridge": as_numbers(ridge, "ridge")[0]}
+    given["noise"] = as_numbers(noise, "noise")[0]
     lengths = {len(values) for values in given.values()} - {1}
     if len(lengths) > 1:
         raise InvalidInput(f"sizes, ridge and noise have different lengths: {sorted(lengths)}.")
     count = lengths.pop() if lengths else 1
     along = next((name for name, values in given.items() if len(values) > 1), "sizes")
     return torch.stack([values.expand(count) for values in given.values()]), along
-
-
-def _vector(values: Numbers, name: str) -> Tensor:
-    try:
-        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, float))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name} must be numbers, got {type(values).__name__}.") from error
-    if tensor.dim() > 1 or tensor.numel() == 0 or tensor.is_complex():
-        raise InvalidInput(
-            f"{name} has shape {tuple(tensor.shape)}, but must be one number or a vector of them."
-        )
-    return tensor.detach().cpu().double().reshape(-1)
 
 
 def _numbers(values: Any) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from tangency.analysis.matrix import (
     kernel_matrix,
 )
 from tangency.analysis.matrix import targets as check_targets
+from tangency.analysis.numbers import as_numbers
 from tangency.errors import InvalidInput
 
 __all__ = ["RidgeRegression", "Ridges", "ridge_regression", "ridge_values"]
@@ -103,17 +103,8 @@ def ridge_values(ridge: Ridges, name: str = "ridge") -> tuple[Tensor, bool]:
     Raises:
         InvalidInput: not numbers, empty, more than one dimension, negative, NaN or infinite.
     """
-    try:
-        given = ridge if isinstance(ridge, Tensor) else torch.from_numpy(np.array(ridge, float))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{name} must be numbers, got {type(ridge).__name__}.") from error
-    if given.dim() > 1 or given.numel() == 0 or given.is_complex():
-        raise InvalidInput(
-            f"{name} has shape {tuple(given.shape)} and dtype {given.dtype}, but must be one real "
-            "number or a vector of them."
-        )
-    values = given.detach().cpu().double().reshape(-1)
+    values, is_scalar = as_numbers(ridge, name)
     for value in values.tolist():
         if not (math.isfinite(value) and value >= 0):
             raise InvalidInput(f"{name} is {value}, but must be zero or positive.")
-    return values, given.dim() == 0
+    return values, is_scalar

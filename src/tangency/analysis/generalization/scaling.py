@@ -146,7 +146,7 @@ def scaling_law(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CurveExponent:
     """Least squares of log error on log n: error ~ n^-exponent.
 
@@ -156,12 +156,17 @@ class CurveExponent:
         interval: (low, high), 95 %, Student's t.
         half_exponents: of the first and the second half of the sizes: where they differ, the curve
             is bent.
+        sizes, errors: (S,) that the line was fitted to, float64.
+        amplitude: of the line, amplitude n^-exponent.
     """
 
     exponent: float
     standard_error: float
     interval: tuple[float, float]
     half_exponents: tuple[float, float]
+    sizes: Tensor
+    errors: Tensor
+    amplitude: float
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes by name."""
@@ -170,7 +175,31 @@ class CurveExponent:
             "standard_error": self.standard_error,
             "interval": self.interval,
             "half_exponents": self.half_exponents,
+            "sizes": self.sizes,
+            "errors": self.errors,
+            "amplitude": self.amplitude,
         }
+
+    def figure(self) -> Figure:
+        """Errors against sizes, and the line.
+
+        Raises:
+            MissingDependency: Plotly is not installed.
+        """
+        figure = drawing.new_figure(
+            "Exponent of a learning curve", "examples", "error", x_axis="log", y_axis="log"
+        )
+        drawing.points(figure, self.sizes, self.errors, "errors", drawing.ACTUAL)
+        line = self.amplitude * self.sizes**-self.exponent
+        drawing.line(figure, self.sizes, line, f"n^-{self.exponent:.3g}")
+        return figure
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"CurveExponent({self.exponent:.4g}, 95 % {low:.4g} to {high:.4g}; halves "
+            f"{self.half_exponents[0]:.4g} and {self.half_exponents[1]:.4g})"
+        )
 
 
 def curve_exponent(
@@ -198,5 +227,11 @@ def curve_exponent(
     first, second = (-float(np.polyfit(x[part], y[part], 1)[0]) for part in parts)
     exponent = -float(fit.slope)
     return CurveExponent(
-        exponent, float(fit.stderr), (exponent - reach, exponent + reach), (first, second)
+        exponent=exponent,
+        standard_error=float(fit.stderr),
+        interval=(exponent - reach, exponent + reach),
+        half_exponents=(first, second),
+        sizes=torch.from_numpy(np.exp(x)),
+        errors=torch.from_numpy(np.exp(y)),
+        amplitude=float(np.exp(fit.intercept)),
     )

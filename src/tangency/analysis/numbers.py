@@ -1,0 +1,31 @@
+"""Arguments that are one number or a vector of them: times, ridges, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tangency.errors import InvalidInput
+
+__all__ = ["as_numbers"]
+
+
+def as_numbers(values: Any, name: str) -> tuple[Tensor, bool]:
+    """The numbers as a vector in float64, on the CPU, and whether one was given as a scalar.
+
+    Raises:
+        InvalidInput: not real numbers in at most one dimension, or none at all.
+    """
+    try:
+        given = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, float))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} must be numbers, got {type(values).__name__}.") from error
+    if given.dim() > 1 or given.numel() == 0 or given.is_complex():
+        raise InvalidInput(
+            f"{name} has shape {tuple(given.shape)} and dtype {given.dtype}, but must be one real "
+            "number or a vector of them."
+        )
+    return given.detach().cpu().double().reshape(-1), given.dim() == 0
