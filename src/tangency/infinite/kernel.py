@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -23,8 +26,10 @@ from tangency.infinite.rules.pointwise import refuse_varying_factors
 from tangency.infinite.sampling import estimation
 from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
-from tangency.infinite.sampling.plan import SamplingPlan, planned
+from tangency.infinite.sampling.plan import DoesNotFit, SamplingPlan, planned
 from tangency.infinite.sampling.retention import Record
+from tangency.infinite.sampling.scratch import Scratch, may_use_files
+from tangency.infinite.sampling.sizes import Room
 from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
 from tangency.kernel_pair import KernelPair
@@ -69,8 +74,13 @@ class InfiniteKernel:
             form is exact in both cases.
         samples: their number.
         seed: equal seeds give equal samples.
-        memory: bytes that a sampled kernel may take, besides the module, the data and the result;
-            what needs more is refused before the work. Exact kernels keep to 2 GiB by tiles.
+        memory: bytes that a sampled kernel may take, besides the module, the data and the result.
+            Exact kernels keep to 2 GiB by tiles.
+        scratch: a folder for what a sampled kernel cannot hold in so much memory: samples are joint
+            over all examples, so that this grows with the square of their number. By default the
+            system's folder for temporary files. Nothing stays there. What does not fit is refused
+            before the work, as it is on a GPU and under automatic differentiation, where nothing
+            goes to files.
 
     Raises:
         InvalidInput: bad example data, or unusable `init` or `parametrization`.
@@ -92,6 +102,7 @@ class InfiniteKernel:
         samples: int = 4096,
         seed: int = 0,
         memory: int = MEMORY_BUDGET,
+        scratch: str | Path | None = None,
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise InvalidInput(f"dtype is {dtype}; kernels need a floating-point type.")
@@ -100,6 +111,8 @@ class InfiniteKernel:
         estimation.check(samples, seed)
         if memory < 1:
             raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
+        if scratch is not None and not Path(scratch).is_dir():
+            raise InvalidInput(f"scratch={str(scratch)!r} is not a folder.")
         self.program: Program = capture(
             model, example, output, dropout=dropout, select_early=not dropout
         )
@@ -109,6 +122,7 @@ class InfiniteKernel:
         self.samples = samples
         self.seed = seed
         self.memory = memory
+        self.scratch = Path(tempfile.gettempdir() if scratch is None else scratch)
         parameters = module_parameters(model, init, parametrization)
         self._lowering = Lowering(self.program, parameters, sample=numerical == "sample")
         positions = self.program.atoms(self.program.output, "position")
@@ -184,7 +198,7 @@ class InfiniteKernel:
     def estimate(self, x1: Examples, x2: Examples | None = None) -> Estimate:
         """Both kernels with the standard errors of their entries, which are zero if exact.
 
-        The samples are those of all of `x1` and `x2` together. They take memory and time that grow
+        The samples are those of all of `x1` and `x2` together. They take room and time that grow
         with the square and the cube of examples times positions.
         """
         if not self.sampled:
@@ -228,26 +242,41 @@ class InfiniteKernel:
     ) -> SamplingPlan:
         """What may be forgotten on the way for so many examples, by a rehearsal with the first.
 
+        Files are used where memory is too small.
+
         Raises:
-            DoesNotFit: what remains does not fit into memory.
+            DoesNotFit: there is not enough room.
         """
+        in_memory = SamplingPlan(self.memory, count, samples)
+        try:
+            return self._rehearsed(in_memory, x, evaluate)
+        except DoesNotFit:
+            if not may_use_files(x):
+                raise
+        scratch = Scratch(self.scratch, least=self.memory // 32, pages=self.memory // 8)
+        return self._rehearsed(replace(in_memory, scratch=scratch), x, evaluate)
+
+    def _rehearsed(
+        self, plan: SamplingPlan, x: Examples, evaluate: Callable[[Side], KernelPair]
+    ) -> SamplingPlan:
         record = Record(self.memory // 4)
-        plan = SamplingPlan(self.memory, count, samples, record=record)
+        rehearsal = replace(plan, record=record)
         one, few = examples.take(x, slice(0, 1)), Sampling(REHEARSED, self.seed)
-        side = self._new_side(one, torch.float64, few, plan=plan)
+        side = self._new_side(one, torch.float64, few, plan=rehearsal)
         with torch.no_grad():
             evaluate(side)
         correlated = frozenset(side.draws.correlated)
         side.release()
-        working = self.memory // 8  # tiles and some samples at a time
+        more, takes = plan.samples / REHEARSED, plan.scratch.takes
+        working = Room(self.memory // 8 + plan.scratch.pages)  # tiles and some samples at a time
         # What is exact is computed for each group where all groups cannot have it in common.
         for keep in (True, False):
             uses = record.uses(correlated, keep=keep)
-            needed = record.peak(uses, count, samples / REHEARSED) + working
-            if needed <= self.memory:
+            needed = record.peak(uses, plan.examples, more, takes).plus(working)
+            if plan.fits(needed):
                 break
         plan.refuse(needed, "covariances and samples of")
-        return SamplingPlan(self.memory, count, samples, uses, correlated, needed=needed)
+        return replace(plan, uses=uses, correlated=correlated, needed=needed)
 
     def diagonal(self, x: Examples) -> KernelPair:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""

@@ -132,7 +132,7 @@ class Side:
 
     def samples(self, value: Value, part: slice) -> Draw:
         """Some samples of a value, `(S, *positions, n)`."""
-        return self.draws.of(value, part)
+        return self.draws.for_pairs(value, part)
 
     def full(self, values: Tensor, positions: Positions) -> Tensor:
         """`values` expanded to `(*positions, n)`."""

@@ -50,6 +50,21 @@ def test_equal_and_vanishing_coordinates() -> None:
     torch.testing.assert_close(found @ found.T, repeated)
 
 
+def test_rounding_of_nearly_dependent_coordinates_is_not_taken_for_indefinite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What follows them is known to no better than the rounding of their difference."""
+    root = torch.randn(60, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    root[1] = root[0] + 1.2e-5 * root[1]
+    matrix = root @ root.T
+    found = factor(matrix).matrix
+    assert found.shape[1] == 8
+    torch.testing.assert_close(found @ found.T, matrix, rtol=0, atol=1e-4 * float(matrix.max()))
+    monkeypatch.setattr(factors, "ROUNDING", 0.0)
+    with pytest.raises(TangencyError):
+        factor(matrix)
+
+
 def test_division() -> None:
     found = factor(covariance(30, 12))
     block = torch.randn(4, 12, dtype=torch.float64)

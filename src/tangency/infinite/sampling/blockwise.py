@@ -17,8 +17,10 @@ from tangency.infinite.layout import Block, Layout, Moments, Ties
 from tangency.infinite.memory import Memory
 from tangency.infinite.pairs import Key, Kind, Pairs
 from tangency.infinite.sampling.mirroring import is_symmetric, mirror
-from tangency.infinite.sampling.uses import Uses, entries_of, expands
+from tangency.infinite.sampling.plan import SamplingPlan
+from tangency.infinite.sampling.uses import entries_of, expands, gathered_entries
 from tangency.infinite.values.value import Value, uncorrelated
+from tangency.program.axes import size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.side import Side, SideTile
@@ -33,6 +35,9 @@ _BYTES = 8 * 20 * 8
 """Bytes of the budget for each of these entries: with some twenty intermediate results they take an
 eighth of it."""
 
+_SAMPLED_BYTES = 8 * 8 * 8
+"""The same of a covariance that is a mean over samples, which has some eight."""
+
 
 class BlockwisePairs(Pairs):
     """Covariances between all examples of one side.
@@ -40,31 +45,43 @@ class BlockwisePairs(Pairs):
     Args:
         whole: the side.
         memory: where the covariances are remembered.
-        needed: what each of them is needed for, where that is known.
-        budget: bytes that all may take.
+        plan: what each of them is needed for, and how much memory all may take.
     """
 
-    def __init__(self, whole: SideTile, memory: Memory, needed: Uses | None, budget: int) -> None:
+    def __init__(self, whole: SideTile, memory: Memory, plan: SamplingPlan) -> None:
         super().__init__(whole, whole, memory=memory)
         self.whole = True
         self.side: Side = whole.side
-        self.needed = needed
-        self._tile = min(TILE, budget // _BYTES)
+        self.needed = plan.uses
+        self.scratch = plan.scratch
+        self._tile = min(TILE, plan.memory // _BYTES)
+        self._sampled_tile = plan.memory // _SAMPLED_BYTES
         self._open: dict[Key, _Assembly] = {}
 
     def _compute(self, kind: Kind, u: Value, v: Value, layout: Layout) -> Any:
         if uncorrelated(u, v):
             return None
         key = (kind, u, v, layout.ties)
-        most = entries_of(u, v, layout) if self.needed is None else self.needed.most_entries(key)
-        size = math.isqrt(max(1, self._tile // most))
-        if expands(u, v).whole or size >= self.side.count:
+        by_samples, count = expands(u, v).whole, self.side.count
+        gathered = gathered_entries(u, v, layout) if by_samples and kind == "moments" else 0
+        size = math.isqrt(max(1, self._pairs_at_a_time(key, layout, gathered)))
+        largest = max(gathered, size_of((*layout.left, *layout.free_right)))
+        in_file = self.scratch.takes(8 * largest * count**2)
+        if size >= count or (by_samples and not in_file):
             return super()._compute(kind, u, v, layout)
         if key not in self._open:
             self._open[key] = _Assembly(self, key, layout, size)
         result = self._open[key].result()
         del self._open[key]
         return result
+
+    def _pairs_at_a_time(self, key: Key, layout: Layout, gathered: int) -> int:
+        _, u, v, _ = key
+        if gathered:
+            return self._sampled_tile // gathered
+        if self.needed is None:
+            return self._tile // entries_of(u, v, layout)
+        return self._tile // self.needed.most_entries(key)
 
 
 class Diagonals(Pairs):
@@ -128,8 +145,10 @@ class _Assembly:
         count = self._whole.side.count
         whole = self._made[k]
         if whole is None:
-            whole = self._made[k] = values.new_empty(*values.shape[:-2], count, count)
+            shape = (*values.shape[:-2], count, count)
+            whole = self._made[k] = self._whole.scratch.covariance(*shape, like=values)
         whole[..., tile.rows, tile.columns] = values
+        self._whole.scratch.touched(2 * values.numel() * values.element_size())
         if self._symmetric:
             mirror(whole, tile, self._layout)
 
@@ -161,4 +180,8 @@ class _Part(Pairs):
         """The entries of the tile; what is the same for all examples has none of its own."""
         rows = self._tile.rows if values.shape[-2] > 1 else slice(None)
         columns = self._tile.columns if values.shape[-1] > 1 else slice(None)
-        return values[..., rows, columns]
+        tile, scratch = values[..., rows, columns], self._all.scratch
+        if not scratch.holds(values):
+            return tile
+        scratch.touched(tile.numel() * tile.element_size())
+        return tile.contiguous()

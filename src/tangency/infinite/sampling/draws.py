@@ -23,6 +23,7 @@ from tangency.infinite.memory import Memory, rests_on_samples
 from tangency.infinite.sampling.blockwise import BlockwisePairs, Diagonals
 from tangency.infinite.sampling.draw import Draw, Sampling
 from tangency.infinite.sampling.gaussians import GaussianVectors, Row
+from tangency.infinite.sampling.matrices import matrix_of
 from tangency.infinite.sampling.noise import UNIT, Noise
 from tangency.infinite.sampling.plan import SamplingPlan
 from tangency.infinite.sampling.products import Factors, factors_of
@@ -44,9 +45,6 @@ CHUNK = 1 << 21
 
 _CHUNK_BYTES = 512
 """Bytes of memory for each of these numbers: with all that is made of it, it takes a quarter."""
-
-_MATRICES = 4
-"""Matrices over all positions and examples that are alive while a Gaussian is drawn."""
 
 
 class _Rows(NamedTuple):
@@ -87,7 +85,7 @@ class Draws:
         ledger = plan.ledger()
         exact = (None, None) if like is None else (like.pairs.memory, like._known)
         memory = Memory(exact[0], name=COVARIANCES, ledger=ledger)
-        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan.uses, plan.memory)
+        self.pairs: BlockwisePairs = BlockwisePairs(whole, memory, plan)
         self._known: Memory = Memory(exact[1], name="draws", ledger=ledger)
         self._gaussians: dict[Value, int] = {}
         """Gaussians that were drawn, with their numbers."""
@@ -123,13 +121,32 @@ class Draws:
             return self._remembered(value)
         if self._passes(value):
             return self._some(value, part)
+        return _cut(self._all(value), part, self._whole)
+
+    def _all(self, value: Value) -> Draw:
         with self._taking(None):
-            whole = self._remembered(value)
-        return whole if part == self._whole else Draw(*(samples[part] for samples in whole))
+            return self._remembered(value)
+
+    def for_pairs(self, value: Value, part: slice) -> Draw:
+        """The same for covariances, which may be computed for some pairs of examples at a time.
+
+        With each tile of them the samples are needed again. What would be drawn anew lies in a
+        file, if there are files.
+        """
+        if not self._stored(value):
+            return self.of(value, part)
+        drawn = self._known.ask(("stored", value), lambda: self._in_parts(value))
+        return _cut(cast(Draw, drawn), part, self._whole)
 
     def parts(self, *values: Value) -> Iterator[slice]:
         """All samples, so many at a time that those of the values fit into memory and cache."""
-        passing = [size_of(v.positions) for v in values if self._passes(v)]
+        passing = [
+            size_of(v.positions) for v in values if self._passes(v) and not self._stored(v)
+        ]
+        yield from self._in_steps(passing)
+
+    def _in_steps(self, passing: list[int]) -> Iterator[slice]:
+        """All samples, some at a time, for values with so many positions that are drawn anew."""
         step = self._whole.stop
         if passing:
             numbers = min(CHUNK, self.plan.memory // _CHUNK_BYTES)
@@ -186,6 +203,26 @@ class Draws:
         """Whether samples of a value are made some at a time, and not remembered."""
         return self.plan.passes(size_of(value.positions)) and not self._pooled(value)
 
+    def _stored(self, value: Value) -> bool:
+        """Whether samples that would be made again and again lie in a file."""
+        return self._passes(value) and self.plan.stores(size_of(value.positions))
+
+    def _in_parts(self, value: Value) -> Draw:
+        """All samples of a value in a file."""
+        rests_on_samples()
+        sizes = [axis.size for axis in value.positions]
+        like = torch.empty(0, dtype=torch.float64)
+        files = [
+            self.plan.scratch.empty(self.side.count, self._whole.stop, *sizes, like=like)
+            for _ in range(2)
+        ]
+        whole = Draw(*(file.movedim(0, -1) for file in files))
+        for part in self._in_steps([size_of(value.positions)]):
+            for samples, some in zip(whole, self._some(value, part), strict=True):
+                samples[part] = some
+                self.plan.scratch.touched(8 * some.numel())
+        return whole
+
     def _pooled(self, value: Value) -> bool:
         """Whether a value is drawn jointly over all positions and examples."""
         return value.gaussian and not self._by_parts(value)
@@ -235,7 +272,7 @@ class Draws:
         """Draw a Gaussian value given all that were drawn before it."""
         rests_on_samples()
         positions = size_of(value.positions)
-        self.plan.check(positions, _MATRICES * 8 * positions**2)
+        self.plan.check(positions)
         rows = cast(_Rows, self._known.ask(("rows", value), lambda: self._rows(value)))
         last = self.plan.uses is not None and value not in self.plan.correlated
         number = self._gaussians.setdefault(value, len(self._gaussians))
@@ -266,7 +303,7 @@ class Draws:
                 if (block := pair[kind]) is not None and block.dim()
             }
             matrix = self._matrix(own[kind], value, value)
-            rows.append(vectors.row(matrix, earlier, before))
+            rows.append(vectors.row(matrix, earlier, before, self.plan.scratch))
             self.correlated |= rows[-1].blocks.keys()
         if any(self._known.rests_on_samples(("rows", v)) for v in self.correlated):
             rests_on_samples()
@@ -283,18 +320,16 @@ class Draws:
 
     def _matrix(self, block: Tensor | None, u: Value, v: Value) -> Tensor:
         """A block `(*left, *right, n, n)` as a new matrix, the examples outermost."""
-        layout, n = Layout(u.positions, v.positions), self.side.count
-        left, right = len(layout.left), len(layout.right)
-        shape = n * size_of(layout.left), n * size_of(layout.right)
+        layout = Layout(u.positions, v.positions)
         if block is None:
+            n = self.side.count
+            shape = n * size_of(layout.left), n * size_of(layout.right)
             return torch.zeros(shape, dtype=torch.float64, device=self.side.device)
-        sizes = [axis.size for axis in (*layout.left, *layout.right)]
-        full = block.double().expand(*sizes, n, n)
-        positions = range(left + right)
-        order = [left + right, *positions[:left], left + right + 1, *positions[left:]]
-        permuted = full.permute(order)
-        matrix = torch.empty(permuted.shape, dtype=torch.float64, device=full.device)
-        return matrix.copy_(permuted).view(shape)
+        return matrix_of(block, layout, self.side.count, self.plan.scratch)
+
+
+def _cut(draw: Draw, part: slice, whole: slice) -> Draw:
+    return draw if part == whole else Draw(*(samples[part] for samples in draw))
 
 
 def push_forward(function: Callable[..., Tensor], parts: Sequence[Draw]) -> Draw:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tangency.errors import TangencyError
+from tangency.infinite.sampling.scratch import IN_MEMORY, Scratch
 
 __all__ = ["TOLERANCE", "Factor"]
 
@@ -15,6 +16,9 @@ rounding leaves of a singular covariance is smaller. No correlation is off by mo
 
 INDEFINITE = 1e-6
 """Share of a variance by which a conditional variance may be negative, by rounding."""
+
+ROUNDING = 1e-14
+"""The same, over the least conditional variance before: it is divided by."""
 
 BLOCK = 192
 """Rows that are factorised at a time."""
@@ -29,23 +33,28 @@ class Factor:
     Args:
         covariance: (N, N), positive semi-definite up to rounding; it is overwritten.
         sd: (N,), standard deviations beside which conditional variances count.
+        scratch: where the covariance lies.
     """
 
-    def __init__(self, covariance: Tensor, sd: Tensor) -> None:
+    def __init__(self, covariance: Tensor, sd: Tensor, scratch: Scratch = IN_MEMORY) -> None:
+        self._scratch = scratch
         inverse = torch.where(sd > 0, 1 / torch.where(sd > 0, sd, 1.0), 0.0)
         if covariance.requires_grad:
             self._differentiable(covariance, sd, inverse)
             return
-        lower = covariance.mul_(inverse[:, None]).mul_(inverse)
-        kept: list[int] = []
-        for start in range(0, len(sd), BLOCK):
-            stop = min(start + BLOCK, len(sd))
-            kept += [start + k for k in _extend(lower, kept, slice(start, stop))]
+        for rows in scratch.rows(covariance):
+            covariance[rows].mul_(inverse[rows, None]).mul_(inverse)
+        kept = _factorise(covariance, scratch)
         self.kept: Tensor = torch.tensor(kept, dtype=torch.long, device=sd.device)
         """Coordinates that have a column, in order."""
-        whole = lower if len(kept) == len(sd) else lower[:, : len(kept)].clone()
-        self.matrix: Tensor = whole.mul_(sd[:, None])
+        self.matrix: Tensor = covariance
         """F, (N, rank)."""
+        if len(kept) < len(sd):
+            self.matrix = scratch.empty(len(sd), len(kept), like=covariance)
+            for rows in scratch.rows(covariance):
+                self.matrix[rows] = covariance[rows, : len(kept)]
+        for rows in scratch.rows(self.matrix):
+            self.matrix[rows].mul_(sd[rows, None])
 
     def _differentiable(self, covariance: Tensor, sd: Tensor, inverse: Tensor) -> None:
         """The same, of the coordinates that have a column, by operations with derivatives."""
@@ -56,6 +65,15 @@ class Factor:
         triangle = torch.linalg.cholesky(columns[self.kept])
         solved = torch.linalg.solve_triangular(triangle, columns.T, upper=False)
         self.matrix = sd[:, None] * solved.T
+
+    def times(self, white: Tensor) -> Tensor:
+        """F z for columns z of white noise, `(rank, S)`."""
+        if not self._scratch.holds(self.matrix):
+            return self.matrix @ white
+        product = self._scratch.empty(len(self.matrix), white.shape[1], like=white)
+        for rows in self._scratch.rows(self.matrix):
+            torch.mm(self.matrix[rows], white, out=product[rows])
+        return product
 
     def white(self, noise: Tensor) -> Tensor:
         """The rows of white noise, one for each of the N coordinates, that F meets: `(rank, S)`."""
@@ -69,7 +87,58 @@ class Factor:
         return solved.T
 
 
-def _extend(lower: Tensor, kept: list[int], rows: slice) -> list[int]:
+def _factorise(lower: Tensor, scratch: Scratch) -> list[int]:
+    """Replace a correlation matrix by its factor, whose columns stand first.
+
+    Returns:
+        the coordinates that have a column.
+    """
+    kept: list[int] = []
+    least = 1.0
+    for rows in scratch.rows(lower):
+        rank = len(kept)
+        if rank == 0 and rows.stop == len(lower):
+            return _in_blocks(lower)
+        solved = _solved(lower, kept, rows, scratch)
+        own = lower[rows, rows] - solved @ solved.T
+        new = _in_blocks(own, least)
+        least = min(least, _least_pivot(own, new))
+        lower[rows, :rank] = solved
+        lower[rows, rank : rank + len(new)] = own[:, : len(new)]
+        lower[rows, rank + len(new) :] = 0
+        kept += [rows.start + k for k in new]
+    return kept
+
+
+def _solved(lower: Tensor, kept: list[int], rows: slice, scratch: Scratch) -> Tensor:
+    """What `rows` of a factor have in the columns of the rows before them, `(rows, rank)`."""
+    solved = lower[rows][:, kept]
+    step = rows.stop - rows.start
+    for start in range(0, len(kept), step):
+        some = slice(start, min(start + step, len(kept)))
+        triangle = lower[kept[some], : some.stop]
+        block = solved[:, some] - solved[:, :start] @ triangle[:, :start].T
+        part = torch.linalg.solve_triangular(triangle[:, start:], block.T, upper=False)
+        solved[:, some] = part.T
+        scratch.touched(triangle.numel() * triangle.element_size())
+    return solved
+
+
+def _least_pivot(lower: Tensor, kept: list[int]) -> float:
+    """The least conditional variance of the coordinates that have a column."""
+    return float(lower[kept, range(len(kept))].square().min()) if kept else 1.0
+
+
+def _in_blocks(lower: Tensor, least: float = 1.0) -> list[int]:
+    """The same of a matrix in memory; `least` is the least conditional variance so far."""
+    kept: list[int] = []
+    for start in range(0, len(lower), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(lower)))
+        kept += [start + k for k in _extend(lower, kept, rows, least)]
+    return kept
+
+
+def _extend(lower: Tensor, kept: list[int], rows: slice, least: float) -> list[int]:
     """Replace some rows of a correlation matrix, up to the diagonal, by those of its factor.
 
     Returns:
@@ -88,19 +157,22 @@ def _extend(lower: Tensor, kept: list[int], rows: slice) -> list[int]:
     if not failed and float(factor.diagonal().min()) ** 2 > TOLERANCE:
         new = list(range(len(own)))
     else:
-        factor, new = _skipping(own)
+        factor, new = _skipping(own, min(least, _least_pivot(lower, kept)))
     lower[rows, rank:] = 0
     lower[rows, rank : rank + len(new)] = factor
     return new
 
 
-def _skipping(own: Tensor) -> tuple[Tensor, list[int]]:
-    """The factor of a small matrix, `(M, rank)`, and which coordinates have a column."""
+def _skipping(own: Tensor, least: float) -> tuple[Tensor, list[int]]:
+    """The factor of a small matrix, `(M, rank)`, and which coordinates have a column.
+
+    `least` is the least conditional variance of coordinates before.
+    """
     rest = own.cpu().numpy().copy()
     columns, kept = [], []
     for k in range(len(rest)):
         variance = rest[k, k]
-        if variance < -INDEFINITE:
+        if variance < -max(INDEFINITE, ROUNDING / least):
             raise TangencyError(
                 "a covariance of Gaussian values is not positive semi-definite to within rounding, "
                 "so that no samples of them can be drawn; data in float64, or inputs whose norms "
@@ -108,6 +180,7 @@ def _skipping(own: Tensor) -> tuple[Tensor, list[int]]:
             )
         if variance <= TOLERANCE:
             continue
+        least = min(least, float(variance))
         column = rest[:, k] / variance**0.5
         column[:k] = 0
         rest[k:, k:] -= column[k:, None] * column[k:]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tangency.infinite.sampling.factors import Factor
+from tangency.infinite.sampling.scratch import IN_MEMORY, Scratch
 
 __all__ = ["GaussianVectors", "Row", "factor_of"]
 
@@ -43,7 +44,7 @@ class GaussianVectors:
             S samples, `(N, S)`.
         """
         taken = row.factor.white(noise)
-        samples = row.factor.matrix @ taken
+        samples = row.factor.times(taken)
         for j, block in row.blocks.items():
             samples = samples + block @ self._known[j][1]
         if not last:
@@ -55,6 +56,7 @@ class GaussianVectors:
         own: Tensor,
         earlier: dict[Hashable, Tensor],
         before: Container[Hashable] | None = None,
+        scratch: Scratch = IN_MEMORY,
     ) -> Row:
         """The row of the next vector.
 
@@ -62,6 +64,7 @@ class GaussianVectors:
             own: its covariance, `(N, N)`, positive semi-definite up to rounding; it is overwritten.
             earlier: its covariance `(N, N_j)` with the vectors j with which it is correlated.
             before: the vectors that come before it, if it is drawn anew and others are there.
+            scratch: where its covariance lies.
         """
         blocks = self._blocks(earlier, self._known.keys() if before is None else before)
         sd = own.diagonal().clamp_min(0).sqrt()
@@ -70,7 +73,7 @@ class GaussianVectors:
                 own = own - block @ block.T
             else:
                 own.addmm_(block, block.T, alpha=-1)
-        return Row(blocks, Factor(own, sd))
+        return Row(blocks, Factor(own, sd, scratch))
 
     def _blocks(
         self, earlier: dict[Hashable, Tensor], before: Container[Hashable]
@@ -90,6 +93,6 @@ class GaussianVectors:
         return blocks
 
 
-def factor_of(covariance: Tensor) -> Factor:
-    """The factor of a covariance, which is overwritten."""
-    return Factor(covariance, covariance.diagonal().clamp_min(0).sqrt())
+def factor_of(covariance: Tensor, scratch: Scratch) -> Factor:
+    """The factor of a covariance, which lies in `scratch` and is overwritten."""
+    return Factor(covariance, covariance.diagonal().clamp_min(0).sqrt(), scratch)

@@ -16,7 +16,9 @@ from torch import Tensor
 from tangency.infinite.layout import Layout, Positions
 from tangency.infinite.sampling.factors import Factor
 from tangency.infinite.sampling.gaussians import factor_of
+from tangency.infinite.sampling.matrices import matrix_of
 from tangency.infinite.sampling.noise import UNIT, Noise
+from tangency.infinite.sampling.scratch import Scratch
 from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
 
@@ -89,7 +91,8 @@ def draw_product(
 
     def sample(number: int, left: Factor, right: Factor) -> Tensor:
         stream = draws.stream(owner, number)
-        drawn = _correlated(left, right, blocks, draws.noise, stream, draws.part)
+        source = _Source(draws.noise, stream, draws.plan.scratch)
+        drawn = _correlated(left, right, blocks, source, draws.part)
         order = (*lead, *rows, *columns)
         sizes = [axis.size for axis in order]
         whole = drawn.reshape(-1, count, *sizes).movedim(1, -1)
@@ -105,23 +108,37 @@ def draw_product(
     return value, tangent.expand(value.shape)
 
 
-def _correlated(
-    left: Factor, right: Factor, blocks: int, noise: Noise, stream: int, part: slice
-) -> Tensor:
+class _Source(NamedTuple):
+    """A stream of white noise, and where much of it goes."""
+
+    noise: Noise
+    stream: int
+    scratch: Scratch
+
+
+def _correlated(left: Factor, right: Factor, blocks: int, source: _Source, part: slice) -> Tensor:
     """The diagonal blocks of F G H^T, `(S, blocks, rows, columns)`."""
     f, h = left.matrix, right.matrix
     rows, columns = len(f) // blocks, len(h) // blocks
     ranks = list(zip(_ranks(left, blocks), _ranks(right, blocks), strict=True))
     drawn = f.new_empty(part.stop - part.start, blocks, rows, columns)
-    for units, where in _together(noise, part, ranks[-1][0] * ranks[-1][1]):
-        count = where.stop - where.start
-        white = torch.cat([_white(ranks, noise, size, stream, u) for u, size in units], 1)
-        white = white.to(f.device)
+    for units, where in _together(source.noise, part, ranks[-1][0] * ranks[-1][1]):
+        white = [_white(ranks, source, size, u) for u, size in units]
+        whole = (white[0] if len(white) == 1 else torch.cat(white, 1)).to(f.device)
         for x, (r, s) in enumerate(ranks):  # the factors are triangular
             mine, yours = f[x * rows : (x + 1) * rows, :r], h[x * columns : (x + 1) * columns, :s]
-            half = (mine @ white[:r, :, :s].reshape(r, -1)).reshape(rows * count, s)
-            drawn[where, x] = (half @ yours.T).reshape(rows, count, columns).transpose(0, 1)
+            half = _half(mine, whole[:r, :, :s], source.scratch)
+            drawn[where, x] = (half @ yours.T).transpose(0, 1)
     return drawn
+
+
+def _half(factor: Tensor, white: Tensor, scratch: Scratch) -> Tensor:
+    """F G for some rows of F and samples of G `(rank, S, rank)`: `(rows, S, rank)`."""
+    rank, samples, columns = white.shape
+    if not scratch.holds(white):
+        return (factor @ white.reshape(rank, -1)).reshape(len(factor), samples, columns)
+    scratch.touched(8 * white.numel())
+    return torch.stack([factor @ white[:, k] for k in range(samples)], 1)
 
 
 def _together(
@@ -145,17 +162,21 @@ def _ranks(factor: Factor, blocks: int) -> list[int]:
     return ranks
 
 
-def _white(ranks: list[tuple[int, int]], noise: Noise, count: int, *key: int) -> Tensor:
+def _white(ranks: list[tuple[int, int]], source: _Source, count: int, unit: int) -> Tensor:
     """White noise `(rank, count, rank)`; that for more blocks begins with that for fewer."""
     rows, columns = ranks[-1]
+    key = source.stream, unit
     shells = list(_shells(ranks))
     if len(shells) == 1:
-        return noise.block(rows * count * columns, *key, *shells[0].name).reshape(rows, count, -1)
-    white = torch.empty(rows, count, columns, dtype=torch.float64)
+        noise = source.noise.block(rows * count * columns, *key, *shells[0].name)
+        return noise.reshape(rows, count, -1)
+    like = torch.empty(0, dtype=torch.float64)
+    white = source.scratch.empty(rows, count, columns, like=like)
     for shell in shells:
         size = shell.rows.stop - shell.rows.start, shell.columns.stop - shell.columns.start
-        new = noise.block(size[0] * count * size[1], *key, *shell.name)
+        new = source.noise.block(size[0] * count * size[1], *key, *shell.name)
         white[shell.rows, :, shell.columns] = new.reshape(size[0], count, size[1])
+        source.scratch.touched(8 * new.numel())
     return white
 
 
@@ -183,17 +204,13 @@ def _factored(draws: Draws, value: Value, order: Positions) -> tuple[Factor | No
     found = draws.pairs.moments(value, value, frozenset())
     assert found is not None
     layout = Layout(value.positions, value.positions)
-    sizes = [axis.size for axis in (*layout.left, *layout.right)]
-    n, size = draws.side.count, size_of(order)
-    left = [value.positions.index(a) for a in order]
-    right = [len(order) + k for k in left]
-    batch = 2 * len(order)
+    places = [value.positions.index(a) for a in order]
+    scratch = draws.plan.scratch
 
     def factor(block: Tensor | None) -> Factor | None:
         if block is None:
             return None
-        full = block.double().expand(*sizes, n, n).permute(batch, *left, batch + 1, *right)
-        matrix = torch.empty(full.shape, dtype=torch.float64, device=full.device).copy_(full)
-        return factor_of(matrix.view(n * size, n * size))
+        matrix = matrix_of(block, layout, draws.side.count, scratch, (places, places))
+        return factor_of(matrix, scratch)
 
     return factor(found.moment), factor(found.ntk)

@@ -12,8 +12,9 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple, cast
 
 from tangency.infinite.memory import Entry, Memory
-from tangency.infinite.sampling.sizes import Size, size_of_result
+from tangency.infinite.sampling.sizes import InFile, Room, Size, size_of_result
 from tangency.infinite.sampling.uses import COVARIANCES, Uses
+from tangency.infinite.values.value import Value
 
 __all__ = ["Record", "Retention"]
 
@@ -90,17 +91,18 @@ class Record:
             frozenset(("draws", (kind, v)) for kind in ("rows", "pooled") for v in correlated),
         )
 
-    def peak(self, uses: Uses, examples: int, samples: float) -> int:
-        """Bytes of all that is remembered at once, at most.
+    def peak(self, uses: Uses, examples: int, samples: float, in_file: InFile) -> Room:
+        """Bytes of all that is remembered at once, at most, in memory and in files.
 
         Args:
             uses: who asked for what.
             examples: their number; the rehearsal had one.
             samples: number of samples over that of the rehearsal.
+            in_file: which tensors go to files, by their bytes.
         """
         exact = {event.entry for event in self._events if not event.sampled}
-        alive: dict[Entry, int] = {}
-        peak = 0
+        alive: dict[Entry, Room] = {}
+        memory = files = 0
         for later in (False, True):
             done = set[Entry | None]()
             for event in self._events:
@@ -108,16 +110,29 @@ class Record:
                     continue  # it is there, or nobody asks for it again
                 if event.entry[0] == COVARIANCES and uses.passes(cast(Any, event.entry[1])):
                     continue  # it is never there as a whole
-                alive[event.entry] = event.size.bytes(examples, samples)
+                held, work = (
+                    Room().plus(*(part.room(examples, samples, in_file) for part in parts))
+                    for parts in event.size
+                )
+                noise = event.size.noise.room(examples, samples, in_file)
                 if event.entry in uses.pinned:  # with the white noise that it was drawn from
-                    alive[event.entry] += round(event.size.draws * examples * samples)
-                total = sum(alive.values())
-                peak = max(peak, total + event.size.work * examples**2)
+                    held = held.plus(noise)
+                elif held.files and is_pooled(event.entry):
+                    work = work.plus(noise)
+                alive[event.entry] = held
+                total = work.plus(*alive.values())
+                memory, files = max(memory, total.memory), max(files, total.files)
                 done.add(event.entry)
                 for part in uses.over_after(event.entry, done):
                     alive.pop(part, None)
             alive = {entry: alive[entry] for entry in alive if entry in exact and uses.kept}
-        return peak
+        return Room(memory, files)
+
+
+def is_pooled(entry: Entry) -> bool:
+    """Whether a result is the samples of a Gaussian that is drawn jointly over all positions."""
+    name, key = entry
+    return name == "draws" and cast(tuple[str, Value], key)[0] == "pooled"
 
 
 class Retention:

@@ -1,9 +1,9 @@
-"""How much memory the results of a sampled kernel take, by number of examples and samples."""
+"""How much room the results of a sampled kernel take, by number of examples and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -14,25 +14,58 @@ from tangency.infinite.sampling.gaussians import Row
 from tangency.infinite.sampling.noise import UNIT
 from tangency.infinite.sampling.products import Factors
 
-__all__ = ["Size", "size_of_result"]
+__all__ = ["InFile", "Part", "Room", "Size", "size_of_result"]
+
+InFile: TypeAlias = Callable[[int], bool]
+"""Whether a tensor of so many bytes goes to a file."""
 
 
-class Size(NamedTuple):
-    """Bytes of a result for one example and the samples of a rehearsal.
+class Room(NamedTuple):
+    """Bytes in memory and in files."""
+
+    memory: int = 0
+    files: int = 0
+
+    def plus(self, *others: Room) -> Room:
+        """The sum."""
+        every = (self, *others)
+        return Room(sum(room.memory for room in every), sum(room.files for room in every))
+
+
+class Part(NamedTuple):
+    """Bytes of a tensor for one example and the samples of a rehearsal.
 
     Attributes:
         pairs: of what every pair of examples has.
         draws: of what every example has for every sample.
-        work: beside the result, for every pair of examples, while it is made or used.
+        movable: whether it may go to a file.
     """
 
     pairs: int = 0
     draws: int = 0
-    work: int = 0
+    movable: bool = True
 
-    def bytes(self, examples: int, samples: float) -> int:
+    def room(self, examples: int, samples: float, in_file: InFile) -> Room:
         """For so many examples, and so many times the samples."""
-        return self.pairs * examples**2 + round(self.draws * examples * samples)
+        size = self.pairs * examples**2 + round(self.draws * examples * samples)
+        return Room(files=size) if self.movable and in_file(size) else Room(memory=size)
+
+
+class Size(NamedTuple):
+    """The tensors of a result, and those beside it while it is made or used."""
+
+    held: tuple[Part, ...] = ()
+    work: tuple[Part, ...] = ()
+
+    @property
+    def pairs(self) -> int:
+        """Bytes of what every pair of examples has."""
+        return sum(part.pairs for part in self.held)
+
+    @property
+    def noise(self) -> Part:
+        """What Gaussian samples are made of: as much as they."""
+        return Part(draws=sum(part.draws for part in self.held), movable=False)
 
 
 def size_of_result(result: Any, *, sampled: bool) -> Size:
@@ -41,18 +74,18 @@ def size_of_result(result: Any, *, sampled: bool) -> Size:
     Estimates from the few samples of a rehearsal have a smaller rank than those of the real run.
     """
     if isinstance(result, (Block, Moments)):
-        size = _bytes(result)
-        return Size(pairs=size, work=size)
+        parts = tuple(Part(pairs=_bytes(tensor)) for tensor in result if tensor is not None)
+        return Size(parts, parts)
     if isinstance(result, Draw):
-        return Size(draws=_bytes(result))
+        return Size(tuple(Part(draws=_bytes(tensor)) for tensor in result))
     if isinstance(result, Factors):
-        parts = [_factor(factor, sampled) for factor in result.all]
+        parts = tuple(Part(_factor(factor, sampled)) for factor in result.all)
         white = UNIT * 8 * _rank(result.query, sampled) * _rank(result.key, sampled)
-        return Size(pairs=sum(parts), work=white)
+        return Size(parts, (Part(white),))
     if isinstance(result, tuple) and all(isinstance(row, Row) for row in result):
-        parts = [_factor(row.factor, sampled) for row in result]
-        blocks = [_bytes(row.blocks.values()) for row in result]
-        return Size(pairs=sum(parts) + sum(blocks), work=max([*parts, *blocks]))
+        factors = [Part(_factor(row.factor, sampled)) for row in result]
+        blocks = [Part(_all_bytes(row.blocks.values()), movable=False) for row in result]
+        return Size((*factors, *blocks), (max([*factors, *blocks], key=lambda p: p.pairs),))
     return Size()
 
 
@@ -64,5 +97,9 @@ def _factor(factor: Factor, sampled: bool) -> int:
     return len(factor.matrix) * _rank(factor, sampled) * factor.matrix.element_size()
 
 
-def _bytes(tensors: Iterable[Tensor | None]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _all_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(_bytes(tensor) for tensor in tensors)

@@ -12,7 +12,7 @@ from tangency.infinite.pairs import Key
 from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
 
-__all__ = ["COVARIANCES", "Uses", "entries_of", "expands"]
+__all__ = ["COVARIANCES", "Uses", "entries_of", "expands", "gathered_entries"]
 
 COVARIANCES = "pairs"
 """The name of the memory of covariances."""
@@ -27,6 +27,14 @@ def entries_of(u: Value, v: Value, layout: Layout) -> int:
     """Of a covariance and those that it is made of, at most, for one pair of examples."""
     tied = size_of(a for a, _ in layout.ties)
     return max(1, _reach(u) * _reach(v) // tied)
+
+
+def gathered_entries(u: Value, v: Value, layout: Layout) -> int:
+    """The same of a mean over samples, which is not made of other covariances but those of values
+    that attention weights gather.
+    """
+    tied = size_of(a for a, _ in layout.ties)
+    return max(1, u.gathers * v.gathers // tied)
 
 
 def _reach(value: Value) -> int:

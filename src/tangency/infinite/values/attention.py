@@ -182,6 +182,10 @@ class Attended(Value):
         return size_of(self._reads)
 
     @property
+    def gathers(self) -> int:
+        return max(size_of(self.positions), size_of(self.values.positions))
+
+    @property
     def _by_samples(self) -> bool:
         """Whether samples of the weights are used; those of certain weights are themselves."""
         return self.unmasked.sampled or is_certain(self.unmasked)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 from torch import Tensor
 
 from tangency.infinite.layout import Block, Layout, Moments, Positions, Ties, place
-from tangency.program.axes import Axis
+from tangency.program.axes import Axis, size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -146,6 +146,11 @@ class Value(ABC):
     def reads(self) -> int:
         """Number of positions that the value is made of."""
         return 1
+
+    @property
+    def gathers(self) -> int:
+        """Number of positions of it or of what it gathers by weights that are sampled."""
+        return size_of(self.positions)
 
 
 def leaves_of(parts: Sequence[Value]) -> tuple[Value, ...]:
