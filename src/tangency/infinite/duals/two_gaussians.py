@@ -54,4 +54,4 @@ def dual_of_two(function: FunctionOfTwo, *, dimensions: int = 0) -> DualOfTwo:
     The series refuses functions with kinks when its `moments` are asked for.
     """
     cones = find_cones(function, dimensions=dimensions)
-    return SmoothOfTwo(function) if cones is None else PiecewiseLinearOfTwo(cones)
+    return SmoothOfTwo(function, uniform=dimensions == 0) if cones is None else PiecewiseLinearOfTwo(cones)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tangency.errors import UnsupportedOperation
+from tangency.infinite.duals.in_parts import PART, joined, representatives
 from tangency.infinite.duals.quadrature import normal_pdf
 from tangency.infinite.duals.series import check_finite, relative
 from tangency.infinite.duals.two_gaussians_cones import FunctionOfTwo, value_and_gradient
@@ -59,9 +60,14 @@ class SmoothOfTwo:
     of 1e-9 or less at standard deviations of 0.5, 1e-6 or less at 1, 1e-4 at 2 (tanh is the worst,
     its versine_out near coincidence 2e-3 relative there). A pair costs about 7 (D + 1)^2 flops,
     D <= 96 the degree of the series.
+
+    Attributes:
+        function: psi.
+        uniform: whether psi is the same for all examples, so that sides can be made in parts.
     """
 
     function: FunctionOfTwo
+    uniform: bool = False
 
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side, of standard deviations sd1, sd2 (both of shape S).
@@ -77,6 +83,28 @@ class SmoothOfTwo:
         """
         sds = torch.stack(torch.broadcast_tensors(sd1.double(), sd2.double()))
         sds = sds.clamp_min(_LEAST_SD)
+        if not self.uniform or sds[0].numel() <= PART:
+            side = self._side(sds, self._step(sds), _DEGREES)
+        else:
+            side = self._in_parts(sds)
+        at_rest = (sd1 == 0) & (sd2 == 0)
+        zero = torch.zeros_like(sds[0])
+        shown = torch.where(at_rest, self.function(zero, zero).abs(), side["norm"])
+        return side | {"sd": shown}
+
+    def _in_parts(self, sds: Tensor) -> dict[str, Tensor]:
+        flat = sds.flatten(1)
+        few = flat[:, representatives(*flat)]
+        step = self._step(few)
+        degree = self._side(few, step, _DEGREES)["first"].shape[0] - 1
+
+        def part(*kinds: Tensor) -> dict[str, Tensor]:
+            return self._side(torch.stack(kinds), step, (degree,))
+
+        return joined(part, *flat, shape=sds.shape[1:])
+
+    def _step(self, sds: Tensor) -> float:
+        """The widest step that resolves psi."""
         step = _FIRST_STEP
         while not self._is_resolved(sds, step):
             step /= 2
@@ -88,15 +116,16 @@ class SmoothOfTwo:
                     "functions that are smooth at the scale 1 have a rule; otherwise use "
                     'numerical="sample"'
                 )
-        sums, first, second = self._expand(sds, step, _DEGREES[-1])
-        for degree in _DEGREES:
+        return step
+
+    def _side(self, sds: Tensor, step: float, degrees: Sequence[int]) -> dict[str, Tensor]:
+        """The side with the least of the degrees that is enough."""
+        sums, first, second = self._expand(sds, step, degrees[-1])
+        for degree in degrees:
             side = _side(sds, sums, _up_to(degree, first), _up_to(degree, second))
             if float(side["omitted"].detach().max()) <= _TOLERATED:
                 break
-        at_rest = (sd1 == 0) & (sd2 == 0)
-        zero = torch.zeros_like(sds[0])
-        shown = torch.where(at_rest, self.function(zero, zero).abs(), side["norm"])
-        return side | {"sd": shown}
+        return side
 
     def pair(
         self,

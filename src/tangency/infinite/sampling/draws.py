@@ -140,9 +140,7 @@ class Draws:
 
     def parts(self, *values: Value) -> Iterator[slice]:
         """All samples, so many at a time that those of the values fit into memory and cache."""
-        passing = [
-            size_of(v.positions) for v in values if self._passes(v) and not self._stored(v)
-        ]
+        passing = [size_of(v.positions) for v in values if self._passes(v) and not self._stored(v)]
         yield from self._in_steps(passing)
 
     def _in_steps(self, passing: list[int]) -> Iterator[slice]:

@@ -43,7 +43,7 @@ class SamplingPlan:
     uses: Uses | None = None
     correlated: frozenset[Hashable] = frozenset()
     record: Record | None = field(default=None)
-    needed: Room = Room()
+    needed: Room = field(default=Room())
 
     def ledger(self) -> Ledger | None:
         """Who is told of all results."""
