@@ -82,7 +82,10 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     return torch.einsum("...iar,...jbr->...ijab", left, right)
 
 
-@pytest.mark.parametrize("name", ["recurrence as a loop", "tied embedding", "conv2d", "layer norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["recurrence as a loop", "tied embedding", "conv2d", "layer norm", "embedding bag, largest"],
+)
 def test_no_graph_no_pieces_and_the_same_features(name: str) -> None:
     """Gradients written out by autograd are projected as those at the sites."""
     x = case_of(name).data(4)

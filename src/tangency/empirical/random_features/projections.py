@@ -222,7 +222,7 @@ class Projection:
     def _add_term(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:
         if isinstance(term, Factors) and place.sides is not None:
             self._factors(features, term, place.sides, room)
-        elif isinstance(term, Rows) and place.sides is not None:
+        elif isinstance(term, Rows) and term.groups == 1 and place.sides is not None:
             self._rows(features, term, place.sides, room)
         else:
             self._explicit(features, term, place, room)
@@ -243,12 +243,12 @@ class Projection:
                     self._add(features[:, some], rows, columns, at.transposed, room)
 
     def _rows(self, features: Tensor, term: Rows, at: Sides, room: int) -> None:
-        _, n, k, positions, width = term.cotangents.shape
+        _, n, k, _, positions, width = term.cotangents.shape
         each = COPIES * positions * k * width * features.element_size()
         for some in _slices(n, room // each):
             part = term.part(some)
-            rows = _Chosen(at.down[part.indices[0]][:, None])
-            columns = _Written(part.cotangents[0], at.along)
+            rows = _Chosen(at.down[part.indices[0]])
+            columns = _Written(part.cotangents[0, :, :, 0], at.along)
             self._add(features[:, some], rows, columns, at.transposed, room)
 
     def _explicit(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:
