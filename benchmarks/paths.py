@@ -111,8 +111,8 @@ def gradients(size: Size, seed: int = 0, device: str = "cpu") -> Factors | Rows:
 
     n, p, out, width = size.n, size.positions, size.out, size.width
     if size.kind == "embedding":
-        indices = torch.randint(size.inputs, (1, n, p), device=device, generator=generator)
-        return Rows(indices, normal(1, n, out, p, width), size.inputs)
+        indices = torch.randint(size.inputs, (1, n, 1, p), device=device, generator=generator)
+        return Rows(indices, normal(1, n, out, 1, p, width), size.inputs)
     if size.kind == "linear":
         return Factors(normal(1, n, 1, p, size.inputs), normal(1, n, out, 1, p, width))
     groups = GROUPS if size.kind == "grouped conv" else 1

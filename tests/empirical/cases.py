@@ -610,5 +610,5 @@ def kernel_of(name: str, **options: Any) -> EmpiricalKernel:
     """A kernel of the case's shared model, which no test may change."""
     model, recording = recorded(name)
     kernel = EmpiricalKernel(model, **options)
-    kernel._preparations = Preparations(recording)
+    kernel._subject.preparations = Preparations(recording)
     return kernel

@@ -105,9 +105,9 @@ def test_one_number_for_each_example() -> None:
 def test_linear_layers_of_a_chosen_output_keep_their_names_and_their_path() -> None:
     model, x = several(Named), real(5, 4)(3)
     kernel = EmpiricalKernel(model, output=lambda out: out.logits[:, -1], parameters="b.*")
-    with kernel._prepared(x, None, gradients=True) as (engine, _, _):
-        assert not engine.rest
-        assert {name for group in engine.groups for name in [group.name]} == {"b.weight", "b.bias"}
+    with kernel._subject.prepared(x, gradients=True) as prepared:
+        assert not prepared.engine.rest
+        assert {group.name for group in prepared.engine.groups} == {"b.weight", "b.bias"}
     model.a.requires_grad_(False)
     expected = reference(Chosen(model, lambda out: out.logits[:, -1]), x, x)[1]
     assert_equal(kernel.ntk(x), expected.diagonal(dim1=-2, dim2=-1).mean(-1))
@@ -191,8 +191,8 @@ def test_losses(name: str) -> None:
     assert_equal(found.ntk, g1 @ g2.T)
     assert_equal(found.nngp, v1[:, None] * v2)
     assert_equal(kernel.diagonal((x2, y2)).ntk, (g2 @ g2.T).diagonal())
-    with kernel._prepared((x1, y1), None, gradients=True) as (engine, _, _):
-        assert not engine.rest  # by its sites, like any other kernel
+    with kernel._subject.prepared((x1, y1), gradients=True) as prepared:
+        assert not prepared.engine.rest  # by its sites, like any other kernel
 
 
 def test_loss_of_a_chosen_output() -> None:

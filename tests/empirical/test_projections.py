@@ -82,7 +82,10 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     return torch.einsum("...iar,...jbr->...ijab", left, right)
 
 
-@pytest.mark.parametrize("name", ["recurrence as a loop", "tied embedding", "conv2d", "layer norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["recurrence as a loop", "tied embedding", "conv2d", "layer norm", "embedding bag, largest"],
+)
 def test_no_graph_no_pieces_and_the_same_features(name: str) -> None:
     """Gradients written out by autograd are projected as those at the sites."""
     x = case_of(name).data(4)
@@ -90,7 +93,7 @@ def test_no_graph_no_pieces_and_the_same_features(name: str) -> None:
         kernel = kernel_of(name, output=output)
         expected = kernel.features(x, 7, seed=1)
         graphless = EmpiricalKernel(case_of(name).model(), output=output)
-        graphless._preparations.recording.get = lambda x: None  # type: ignore[method-assign]
+        graphless._subject.preparations.recording.get = lambda x: None  # type: ignore[method-assign]
         assert_equal(graphless.features(x, 7, seed=1), expected)
 
 
@@ -190,14 +193,8 @@ def features_of_seeds(
 ) -> Tensor:
     """(seeds, n, ...)."""
     kernel = EmpiricalKernel(model, output=output)
-    with kernel._prepared(x, None, gradients=True) as (engine, data, _):
-        cotangents = kernel._cotangents(engine, data)
-        found = [
-            random_features(
-                engine, data, cotangents, kernel._layout, dim=dim, seed=seed, memory=2**30
-            )
-            for seed in seeds
-        ]
+    with kernel._subject.prepared(x, gradients=True) as prepared:
+        found = [random_features(prepared, dim=dim, seed=seed, memory=2**30) for seed in seeds]
     return torch.stack(found)
 
 
@@ -339,12 +336,11 @@ def test_gradients_in_factors_are_never_written_out(monkeypatch: pytest.MonkeyPa
         kernel, x = kernel_of(name), case_of(name).data(4)
         expected = kernel.features(x, 5)
         with (
-            kernel._prepared(x, None, gradients=True) as (engine, data, _),
+            kernel._subject.prepared(x, gradients=True) as prepared,
             monkeypatch.context() as m,
         ):
             m.setattr(Factors, "explicit", refuse)
-            cotangents = kernel._cotangents(engine, data)
-            found = random_features(engine, data, cotangents, "trace", dim=5, seed=0, memory=2**30)
+            found = random_features(prepared, dim=5, seed=0, memory=2**30)
         assert_equal(found, expected)
 
 

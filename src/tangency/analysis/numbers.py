@@ -1,7 +1,8 @@
-"""Arguments that are one number or a vector of them: times, ridges, sizes."""
+"""Arguments that are one number or a vector of them: times, ridges, rates, sizes."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tangency.errors import InvalidInput
 
-__all__ = ["as_numbers"]
+__all__ = ["as_numbers", "check_fraction", "check_rate", "check_ridge"]
 
 
 def as_numbers(values: Any, name: str) -> tuple[Tensor, bool]:
@@ -29,3 +30,21 @@ def as_numbers(values: Any, name: str) -> tuple[Tensor, bool]:
             "number or a vector of them."
         )
     return given.detach().cpu().double().reshape(-1), given.dim() == 0
+
+
+def check_rate(learning_rate: float) -> None:
+    """Refuse a learning rate that is not positive."""
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
+
+
+def check_ridge(ridge: float, name: str = "ridge") -> None:
+    """Refuse a ridge that is negative."""
+    if not (math.isfinite(ridge) and ridge >= 0):
+        raise InvalidInput(f"{name} is {ridge}, but must be zero or positive.")
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse a fraction outside (0, 1)."""
+    if not 0 < fraction < 1:
+        raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")

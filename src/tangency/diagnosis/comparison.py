@@ -23,6 +23,7 @@ from tangency.analysis import (
     spectrum,
     target_alignment,
 )
+from tangency.analysis.numbers import check_ridge
 from tangency.empirical import EmpiricalKernel
 from tangency.errors import InvalidInput, TangencyError
 from tangency.examples import Examples
@@ -230,8 +231,7 @@ def compare(
     n = examples.count(x)
     if n < 4:
         raise InvalidInput(f"x holds {n} examples, but a comparison needs at least 4.")
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise InvalidInput(f"ridge is {ridge}, but must be zero or positive.")
+    check_ridge(ridge)
     if kernel not in ("auto", "infinite", "empirical"):
         raise InvalidInput(f'kernel is {kernel!r}; use "auto", "infinite" or "empirical".')
     kernels = [(name, model, *_ntk(model, x, kernel, init)) for name, model in named.items()]

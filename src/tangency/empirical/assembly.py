@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tangency import examples, tiles
 from tangency.empirical.costs import Layout
-from tangency.empirical.engine import Engine
 from tangency.empirical.features import Features, joined
 from tangency.empirical.schedule import Schedule
+from tangency.empirical.subject import Prepared
 from tangency.examples import Examples
 
 __all__ = ["Blocks", "assemble", "assemble_diagonal"]
@@ -22,29 +22,22 @@ Blocks: TypeAlias = Callable[[Features, Features, Layout], Mapping[str, Tensor]]
 
 
 def assemble(
-    engine: Engine,
-    x1: Examples,
-    x2: Examples | None,
-    cotangents: Tensor,
-    layout: Layout,
-    blocks: Blocks,
-    schedule: Schedule,
-    label: str,
+    prepared: Prepared, blocks: Blocks, schedule: Schedule, label: str
 ) -> dict[str, Tensor]:
     """The matrices (n1, n2, *outputs) of all blocks; symmetric without `x2`."""
-    columns_of = x1 if x2 is None else x2
-    symmetric = x2 is None
+    symmetric = prepared.x2 is None
+    columns_of = prepared.x1 if symmetric else prepared.x2
     kernels: dict[str, Tensor] = {}
 
     kept: dict[bool, Features] = {}
 
     def features(of_rows: bool, part: slice) -> Features:
-        x = x1 if of_rows else columns_of
+        x = prepared.x1 if of_rows else columns_of
         if not schedule.whole:
-            return _features(engine, x, part, cotangents, schedule)
+            return _features(prepared, x, part, schedule)
         if of_rows not in kept:
             everything = slice(0, examples.count(x))
-            kept[of_rows] = _features(engine, x, everything, cotangents, schedule)
+            kept[of_rows] = _features(prepared, x, everything, schedule)
         return kept[of_rows].part(part)
 
     steps = sum(_pairs(tile) for tile in schedule.tiles())
@@ -56,43 +49,37 @@ def assemble(
                 own = symmetric and columns is rows
                 yours = mine if own else features(symmetric, columns)
                 tile = tiles.Tile(rows, columns)
-                for name, values in blocks(mine, yours, layout).items():
+                for name, values in blocks(mine, yours, prepared.layout).items():
                     if name not in kernels:
                         shape = (schedule.n1, schedule.n2, *values.shape[3:])
-                        kernels[name] = cotangents.new_empty(shape)
-                    given = values[0].to(cotangents.dtype)
+                        kernels[name] = prepared.cotangents.new_empty(shape)
+                    given = values[0].to(kernels[name].dtype)
                     tiles.fill(kernels[name], tile, given, symmetric=symmetric)
                 advance(_pairs(tile))
     return kernels
 
 
-def assemble_diagonal(
-    engine: Engine,
-    x: Examples,
-    cotangents: Tensor,
-    layout: Layout,
-    blocks: Blocks,
-    schedule: Schedule,
-) -> dict[str, Tensor]:
-    """The kernels of each example with itself, (n, *outputs)."""
+def assemble_diagonal(prepared: Prepared, blocks: Blocks, schedule: Schedule) -> dict[str, Tensor]:
+    """The kernels of each example of `x1` with itself, (n, *outputs)."""
     parts: dict[str, list[Tensor]] = {}
     with tiles.progress("empirical kernel, diagonal", schedule.n1) as advance:
         for rows in schedule.row_blocks():
-            features = _features(engine, x, rows, cotangents, schedule).one_by_one()
-            for name, values in blocks(features, features, layout).items():
-                parts.setdefault(name, []).append(values[:, 0, 0].to(cotangents.dtype))
+            features = _features(prepared, prepared.x1, rows, schedule).one_by_one()
+            for name, values in blocks(features, features, prepared.layout).items():
+                given = values[:, 0, 0].to(prepared.cotangents.dtype)
+                parts.setdefault(name, []).append(given)
             advance(rows.stop - rows.start)
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
-def _features(
-    engine: Engine, x: Examples, part: slice, cotangents: Tensor, schedule: Schedule
-) -> Features:
+def _features(prepared: Prepared, x: Examples, part: slice, schedule: Schedule) -> Features:
     """Features of a block, in passages of so many examples as memory allows."""
     parts = (
         (
             slice(batch.start - part.start, batch.stop - part.start),
-            engine.features(examples.take(x, batch), cotangents, schedule.written_out),
+            prepared.engine.features(
+                examples.take(x, batch), prepared.cotangents, schedule.written_out
+            ),
         )
         for batch in schedule.batches(part)
     )

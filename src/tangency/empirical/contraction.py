@@ -176,6 +176,11 @@ def _of_positions(rows: Factors, columns: Factors, layout: Layout, weigh: pairin
         weigh,
         expanded=expanded,
     )
+    return _over_groups(found, rows)
+
+
+def _over_groups(found: Tensor, rows: Factors | Rows) -> Tensor:
+    """Products of problems, (b * groups, ...), summed over the groups."""
     if rows.groups == 1:
         return found
     by_group: Tensor = found.unflatten(0, (rows.lead[0], rows.groups))
@@ -195,33 +200,35 @@ def _by_position(inputs: Tensor) -> Tensor:
 
 
 def of_rows(rows: Rows, columns: Rows, layout: Layout) -> Tensor:
-    """Products of gradients of tables: only equal rows meet."""
+    """Products of gradients of tables: only equal rows meet, of the same group of columns."""
     _, r, out = rows.lead
     path = cheapest(term(rows), r, columns.lead[1], out, layout, same=columns is rows)
     if path == "gradients":
         left = rows.explicit()
         return of_explicit(left, left if columns is rows else columns.explicit(), layout)
 
+    first, second = rows.by_group(), columns.by_group()
+
     def alike(mine: slice, yours: slice) -> Tensor:
-        left = rows.indices[:, mine, :, None, None]
-        equal: Tensor = left == columns.indices[:, None, None, yours]
+        equal: Tensor = first[:, mine, :, None, None] == second[:, None, None, yours]
         return equal.to(rows.cotangents.dtype)
 
-    return pairing.over_pairs(
-        rows.cotangents,
-        None if columns is rows else columns.cotangents,
+    found = pairing.over_pairs(
+        rows.cotangents_by_group(),
+        None if columns is rows else columns.cotangents_by_group(),
         layout,
         alike,
         pairing.weighted,
         expanded=1,
     )
+    return _over_groups(found, rows)
 
 
 def _of_factors_and_rows(u: Factors, v: Rows, layout: Layout) -> Tensor:
-    """sum_pq g_p[i_q] (a_p . h_q), with rows i_q and cotangents h_q of the table."""
-    a, g, h = u.expanded()[:, :, 0], u.cotangents[:, :, :, 0], v.cotangents
+    """sum_pq g_p[i_q] (a_p . h_q), with rows i_q and cotangents h_q of the table; for one group."""
+    a, g, h = u.expanded()[:, :, 0], u.cotangents[:, :, :, 0], v.cotangents[:, :, :, 0]
     b, r, out, p, _ = g.shape
-    c, q = v.indices.shape[1:]
+    _, c, _, q = v.indices.shape
     step = max(1, WORKING_SET // (2 * b * out * p * c * q * g.element_size()))
     equation = {"trace": "brkpcq,brpckq->brc", "diagonal": "brkpcq,brpckq->brck"}
     index = v.indices.reshape(b, 1, 1, 1, c * q)

@@ -67,7 +67,7 @@ class Term:
         positions: places at which the parameter meets the example.
         inputs: length of the input's vector at a place (rows of the table).
         width: length of the cotangent's vector at a place.
-        groups: of channels, each with a matrix of its own.
+        groups: of channels, each with a matrix of its own (of columns of a table).
         entries: of the tensor of parameters.
         fixed_bytes: memory, whatever the number of outputs.
         output_bytes: memory for each output.
@@ -107,12 +107,11 @@ def term(gradients: Gradients) -> Term:
         entries = gradients.values.shape[3]
         return Term("written out", 0, 0, 0, 1, entries, 0, each)
     each = gradients.cotangents.nbytes // (b * n * out)
-    if isinstance(gradients, Rows):
-        *_, positions, width = gradients.cotangents.shape
-        entries = gradients.rows * width
-        fixed = gradients.indices.nbytes // (b * n)
-        return Term("rows", positions, gradients.rows, width, 1, entries, fixed, each)
     *_, groups, positions, width = gradients.cotangents.shape
+    if isinstance(gradients, Rows):
+        entries = gradients.rows * groups * width
+        fixed = gradients.indices.nbytes // (b * n)
+        return Term("rows", positions, gradients.rows, width, groups, entries, fixed, each)
     inputs = gradients.inputs_length
     fixed = gradients.inputs.nbytes // (b * n)
     entries = groups * inputs * width
@@ -158,7 +157,8 @@ def making(term: Term, out: int) -> float:
     if term.kind == "written out":
         return 0.0
     if term.kind == "rows":
-        return out * (TABLE_ENTRY * term.entries + TOUCHED * term.positions * term.width)
+        touched = TOUCHED * term.groups * term.positions * term.width
+        return out * (TABLE_ENTRY * term.entries + touched)
     return out * term.entries * (term.positions + ENTRY) + _touched(term, out)
 
 

@@ -157,12 +157,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Rows:
-    """Gradients of a table whose rows were looked up: J[i, o] = sum_p e(indices[i, p])
-    cotangents[i, o, p]^T, with the unit vectors e.
+    """Gradients of a table whose rows were looked up: J[i, o] = sum_p e(indices[i, g, p])
+    cotangents[i, o, g, p]^T, with the unit vectors e; groups g of columns stand side by side.
 
     Attributes:
-        indices: (b, n, positions).
-        cotangents: (b, n, k, positions, width).
+        indices: (b, n, groups, positions).
+        cotangents: (b, n, k, groups, positions, width).
         rows: number of rows of the table.
     """
 
@@ -175,6 +175,26 @@ class Rows:
         """b, n and k."""
         b, n, k = self.cotangents.shape[:3]
         return b, n, k
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return self.cotangents.shape[3]
+
+    def by_group(self) -> Tensor:
+        """The indices with a problem for each group, (b * groups, n, positions)."""
+        return self.indices.movedim(2, 1).flatten(0, 1)
+
+    def cotangents_by_group(self) -> Tensor:
+        """The cotangents with a problem for each group, (b * groups, n, k, positions, width)."""
+        return self.cotangents.movedim(3, 1).flatten(0, 1)
+
+    def in_groups(self, groups: int) -> Rows:
+        """The same with so many groups, where there is one or as many already."""
+        if self.groups == groups:
+            return self
+        cotangents = self.cotangents[:, :, :, 0].unflatten(-1, (groups, -1)).transpose(3, 4)
+        return replace(self, indices=self.indices.expand(-1, -1, groups, -1), cotangents=cotangents)
 
     def part(self, examples: slice) -> Rows:
         """Those of some examples."""
@@ -194,10 +214,11 @@ class Rows:
 
     def explicit(self) -> Tensor:
         """(b, n, k, size)."""
-        b, n, k, _, width = self.cotangents.shape
-        table = self.cotangents.new_zeros(b, n, k, self.rows, width)
-        index = self.indices[:, :, None, :, None].expand_as(self.cotangents)
-        return table.scatter_add_(3, index, self.cotangents).flatten(3)
+        b, n, k, groups, _, width = self.cotangents.shape
+        table = self.cotangents.new_zeros(b, n, k, self.rows, groups, width)
+        cotangents = self.cotangents.transpose(3, 4)
+        index = self.indices.transpose(2, 3)[:, :, None, ..., None].expand_as(cotangents)
+        return table.scatter_add_(3, index, cotangents).flatten(3)
 
 
 Gradients: TypeAlias = Explicit | Factors | Rows
@@ -235,20 +256,22 @@ def add(terms: list[Gradients]) -> list[Gradients]:
     """
     factors = [t for t in terms if isinstance(t, Factors)]
     rows = [t for t in terms if isinstance(t, Rows)]
-    merged: list[Gradients] = [*_add_factors(factors), *_add_rows(rows)]
+    merged: list[Factors | Rows] = [*_add_factors(factors), *_add_rows(rows)]
     if len(factors) + len(rows) < len(terms) or not _multiply(merged):
         total = terms[0].explicit()
         for term in terms[1:]:
             total = total + term.explicit()
         return [Explicit(total)]
-    return merged
+    return [*merged]
 
 
-def _multiply(terms: list[Gradients]) -> bool:
+def _multiply(terms: list[Factors | Rows]) -> bool:
     """Whether the products of all pairs are known without writing them out."""
+    if len(terms) == 1:
+        return True
     factors = [t for t in terms if isinstance(t, Factors)]
-    plain = not any(f.transposed or f.groups > 1 for f in factors)
-    return len(factors) < 2 and (plain or len(terms) == len(factors))
+    grouped = any(t.groups > 1 for t in terms)
+    return len(factors) == 1 and not factors[0].transposed and not grouped
 
 
 def _add_factors(terms: list[Factors]) -> list[Factors]:
@@ -261,7 +284,10 @@ def _add_factors(terms: list[Factors]) -> list[Factors]:
 
 
 def _add_rows(terms: list[Rows]) -> list[Rows]:
+    """Positions one after the other."""
     if len(terms) < 2:
         return terms
-    indices = torch.cat([t.indices for t in terms], dim=2)
-    return [Rows(indices, torch.cat([t.cotangents for t in terms], dim=3), terms[0].rows)]
+    groups = max(t.groups for t in terms)
+    alike = [t.in_groups(groups) for t in terms]
+    indices = torch.cat([t.indices for t in alike], dim=3)
+    return [Rows(indices, torch.cat([t.cotangents for t in alike], dim=4), terms[0].rows)]

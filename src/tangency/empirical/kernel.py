@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tangency import examples
-from tangency.empirical import losses, verification
+from tangency.empirical import verification
 from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
 from tangency.empirical.costs import Layout
-from tangency.empirical.engine import Engine, Preparations
 from tangency.empirical.features import Features, nngp_block, ntk_block, ntk_blocks
-from tangency.empirical.function import (
-    dictionaries,
-    differentiable_copy,
-    evaluate,
-    named,
-    refuse_training_effects,
-    trainable,
-    undisturbed,
-    user_data,
-)
+from tangency.empirical.function import differentiable_copy, undisturbed, user_data
 from tangency.empirical.matrix_free import products
 from tangency.empirical.matrix_free.operator import KernelOperator
-from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen, described
+from tangency.empirical.outputs import Output, described
 from tangency.empirical.planning import Plan, plan
-from tangency.empirical.probe import three
 from tangency.empirical.random_features.projections import random_features
-from tangency.empirical.recording import Recording
 from tangency.empirical.schedule import Schedule, schedule, schedule_diagonal
+from tangency.empirical.subject import Prepared, Subject, checked
 from tangency.empirical.verification import Verification
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
@@ -101,14 +88,11 @@ class EmpiricalKernel:
             raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
         if memory < 1:
             raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
-        named(model, parameters)
+        self._subject = Subject(model, output, parameters)
         self.model = model
         self.output = output
         self.parameters = parameters
         self.memory = memory
-        self._choice = chosen(output)
-        self._function = _function(model, self._choice)
-        self._preparations = Preparations(Recording(self._function))
 
     def __repr__(self) -> str:
         return (
@@ -140,22 +124,16 @@ class EmpiricalKernel:
 
         Raises as `ntk`.
         """
-        with self._prepared(x, None, gradients=True) as (engine, data, _):
-            cotangents, layout = self._cotangents(engine, data), self._layout
-            work, n = engine.work(len(cotangents), layout), examples.count(data)
-            order = schedule_diagonal(work, n, self.memory)
-            found = assemble_diagonal(engine, data, cotangents, layout, _named(_BOTH), order)
-            return KernelPair(**found)
+        with self._subject.prepared(x, gradients=True) as prepared:
+            order = schedule_diagonal(prepared.work, examples.count(prepared.x1), self.memory)
+            return KernelPair(**assemble_diagonal(prepared, _named(_BOTH), order))
 
     def plan(self, x1: Examples, x2: Examples | None = None) -> Plan:
         """How `ntk(x1, x2)` will be computed: the path, multiply-adds and bytes of every parameter
         and why, the tiles, and an estimate of memory and time. Raises as `ntk`.
         """
-        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
-            cotangents = self._cotangents(engine, first)
-            order = self._schedule(engine, first, second, len(cotangents))
-            work = engine.work(len(cotangents), self._layout)
-            return plan(engine, work, order, first, cotangents)
+        with self._subject.prepared(x1, x2, gradients=True) as prepared:
+            return plan(prepared, self._schedule(prepared))
 
     def by_parameter(self, x1: Examples, x2: Examples | None = None) -> dict[str, Tensor]:
         """The NTK as a sum: parameter -> its part, in the layout of `ntk`. Raises as `ntk`.
@@ -163,10 +141,10 @@ class EmpiricalKernel:
         A tensor that has several names stands under its first one, with all its uses and the
         products between them.
         """
-        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
-            found = self._assembled(engine, first, second, ntk_blocks)
+        with self._subject.prepared(x1, x2, gradients=True) as prepared:
+            found = self._assembled(prepared, ntk_blocks)
             # In the order of the module, whatever path serves which parameter.
-            return {name: found[name] for name in engine.parameters if name in found}
+            return {name: found[name] for name in prepared.engine.parameters if name in found}
 
     def by_layer(
         self, x1: Examples, x2: Examples | None = None, *, depth: int | None = None
@@ -206,10 +184,11 @@ class EmpiricalKernel:
         Raises:
             InvalidInput: data or a module as in `ntk`; no layer of that name, or none is called.
         """
-        with self._prepared(x1, x2, gradients=False) as (engine, first, second):
-            rows = user_data(self._function, first)
-            columns = None if second is None else user_data(self._function, second)
-            together = engine.trace is not None  # a recorded graph has no branches on data
+        with self._subject.prepared(x1, x2, gradients=False) as prepared:
+            first, second, function = prepared.x1, prepared.x2, self._subject.function
+            rows = user_data(function, first)
+            columns = None if second is None else user_data(function, second)
+            together = prepared.engine.trace is not None  # such a graph has no branches on data
             return conjugate_kernel(self.model, rows, columns, layer, together=together)
 
     def operator(self, x1: Examples, x2: Examples | None = None) -> KernelOperator:
@@ -221,20 +200,22 @@ class EmpiricalKernel:
         Raises:
             InvalidInput: as `ntk`, and for `output="diagonal"`, which is not one matrix.
         """
-        if self._layout == "diagonal":
+        layout = self._subject.choice.layout
+        if layout == "diagonal":
             raise InvalidInput(
                 "output='diagonal' is a stack of matrices, one for each output, and not one "
                 "operator: make one for an output at a time, EmpiricalKernel(model, output=0), or "
                 "choose output='trace', their mean."
             )
-        with self._prepared(x1, x2, gradients=True) as (engine, first, second):
-            parameters = trainable(named(self.model, self.parameters))
+        with self._subject.prepared(x1, x2, gradients=True) as prepared:
+            first, second, subject = prepared.x1, prepared.x2, self._subject
+            function, parameters = subject.function, subject.parameters
             return KernelOperator(
-                products.prepare(self._function, parameters, first, second, memory=self.memory),
+                products.prepare(function, parameters, first, second, memory=self.memory),
                 first,
                 second,
-                self._cotangents(engine, first),
-                mean=self._layout == "trace",
+                prepared.cotangents,
+                mean=layout == "trace",
                 diagonal=lambda: self.diagonal(x1).ntk,
             )
 
@@ -271,11 +252,8 @@ class EmpiricalKernel:
         """
         _natural("dim", dim, at_least=1)
         _natural("seed", seed, at_least=0)
-        with self._prepared(x, None, gradients=True) as (engine, data, _):
-            cotangents = self._cotangents(engine, data)
-            return random_features(
-                engine, data, cotangents, self._layout, dim=dim, seed=seed, memory=self.memory
-            )
+        with self._subject.prepared(x, gradients=True) as prepared:
+            return random_features(prepared, dim=dim, seed=seed, memory=self.memory)
 
     def verify(self, x: Examples, entries: int = 32, seed: int = 0) -> Verification:
         """Hold the NTK of some of the examples `x` against plain autograd.
@@ -295,104 +273,39 @@ class EmpiricalKernel:
         Raises:
             InvalidInput: as `ntk`, or `entries` is no positive integer.
         """
-        x = self._checked(x, "x")
-        parameters = list(trainable(named(self.model, self.parameters)).values())
+        x = checked(x, "x")
+        subject = self._subject
+        parameters = list(subject.parameters.values())
         with undisturbed(self.model, x):
             return verification.verify(
                 self.ntk,
-                self._outputs,
+                subject.outputs,
                 parameters,
                 differentiable_copy(x),
                 model=type(self.model).__name__,
-                layout=self._layout,
+                layout=subject.choice.layout,
                 entries=entries,
                 seed=seed,
             )
-
-    def _outputs(self, x: Examples) -> Tensor:
-        """The outputs that count of the one example `x`, shape (k,), for autograd."""
-        loss, index = self._choice.loss, self._choice.index
-        if loss is not None:
-            inputs, targets = losses.split(x)
-            return losses.value(_selected(self.model, self._choice), loss, inputs, targets)
-        outputs = evaluate(self._function, x)[0]
-        return outputs if index is None else outputs[index][None]
-
-    @property
-    def _layout(self) -> Layout:
-        return self._choice.layout
-
-    def _cotangents(self, engine: Engine, x: Examples) -> Tensor:
-        """The outputs that count as rows of an identity matrix, shape (k, out)."""
-        identity = torch.eye(engine.out, dtype=engine.dtype, device=examples.tensors(x)[0].device)
-        index = self._choice.index
-        if index is None:
-            return identity
-        if not -engine.out <= index < engine.out:
-            raise InvalidInput(
-                f"output={index}, but {type(self.model).__name__} has {engine.out} outputs."
-            )
-        return identity[index][None]
-
-    @contextmanager
-    def _prepared(
-        self, x1: Examples, x2: Examples | None, *, gradients: bool
-    ) -> Iterator[tuple[Engine, Examples, Examples | None]]:
-        """The engine for checked data, with autograd on and the random state put back after."""
-        x1 = self._checked(x1, "x1")
-        x2 = None if x2 is None else self._checked(x2, "x2", like=x1)
-        refuse_training_effects(self.model)
-        selected = named(self.model, self.parameters)
-        parameters = trainable(selected) if gradients else {}
-        with undisturbed(self.model, x1):
-            first = differentiable_copy(x1)
-            second = None if x2 is None else differentiable_copy(x2)
-            if self._choice.loss is not None:
-                # A recorded graph has no branches on data: then examples may go in batches.
-                few = self._weighted(three(first, second), together=False)
-                engine = self._preparations.get(self._function, parameters, few, None)
-                together = engine.trace is not None
-                first = self._weighted(first, together=together)
-                second = None if second is None else self._weighted(second, together=together)
-            else:
-                engine = self._preparations.get(self._function, parameters, first, second)
-            yield engine, first, second
-
-    @staticmethod
-    def _checked(x: Examples, name: str, like: Examples | None = None) -> Examples:
-        x = dictionaries(x)
-        examples.check(x, name, like=like)
-        return x
-
-    def _weighted(self, data: Examples, *, together: bool) -> Examples:
-        """What `_function` is called on for inputs and targets."""
-        assert self._choice.loss is not None
-        inputs, targets = losses.split(data)
-        model = _selected(self.model, self._choice)
-        return losses.weighted(model, self._choice.loss, inputs, targets, together=together)
 
     def _gram(
         self, x1: Examples, x2: Examples | None, blocks: Mapping[str, _Block]
     ) -> dict[str, Tensor]:
         gradients = ntk_block in blocks.values()
-        with self._prepared(x1, x2, gradients=gradients) as (engine, first, second):
-            return self._assembled(engine, first, second, _named(blocks))
+        with self._subject.prepared(x1, x2, gradients=gradients) as prepared:
+            return self._assembled(prepared, _named(blocks))
 
-    def _assembled(
-        self, engine: Engine, x1: Examples, x2: Examples | None, blocks: Blocks
-    ) -> dict[str, Tensor]:
-        cotangents, layout = self._cotangents(engine, x1), self._layout
-        order = self._schedule(engine, x1, x2, len(cotangents))
+    def _assembled(self, prepared: Prepared, blocks: Blocks) -> dict[str, Tensor]:
+        order = self._schedule(prepared)
         label = "empirical kernel"
-        work = engine.work(len(cotangents), layout)
-        if order.cost(work) > _LONG:
-            label += f", about {plan(engine, work, order, x1, cotangents).duration}"
-        return assemble(engine, x1, x2, cotangents, layout, blocks, order, label)
+        if order.cost(prepared.work) > _LONG:
+            label += f", about {plan(prepared, order).duration}"
+        return assemble(prepared, blocks, order, label)
 
-    def _schedule(self, engine: Engine, x1: Examples, x2: Examples | None, out: int) -> Schedule:
+    def _schedule(self, prepared: Prepared) -> Schedule:
+        x1, x2 = prepared.x1, prepared.x2
         n1, n2 = examples.count(x1), examples.count(x1 if x2 is None else x2)
-        work = engine.work(out, self._layout)
-        return schedule(work, n1, n2, symmetric=x2 is None, budget=self.memory)
+        return schedule(prepared.work, n1, n2, symmetric=x2 is None, budget=self.memory)
 
 
 _LONG = 1e12
@@ -413,13 +326,3 @@ def _named(blocks: Mapping[str, _Block]) -> Blocks:
 def _natural(name: str, value: object, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise InvalidInput(f"{name}={value!r} must be an integer, at least {at_least}.")
-
-
-def _selected(model: nn.Module, choice: Choice) -> nn.Module:
-    return model if choice.select is None else Selected(model, choice.select)
-
-
-def _function(model: nn.Module, choice: Choice) -> nn.Module:
-    """The module whose outputs are differentiated: `model` itself where nothing is chosen."""
-    selected = _selected(model, choice)
-    return selected if choice.loss is None else WeightedSum(selected)

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from tangency import examples
 from tangency.empirical.costs import Path, Term, cheapest, costs
 from tangency.empirical.engine import Engine
 from tangency.empirical.groups import Group
 from tangency.empirical.schedule import Schedule, Work
-from tangency.examples import Examples
+from tangency.empirical.subject import Prepared
 
 __all__ = ["ParameterPlan", "Plan", "matrix_rate", "plan"]
 
@@ -98,15 +98,16 @@ class Plan:
         return "\n".join([title, head, *rows])
 
 
-def plan(engine: Engine, work: Work, order: Schedule, x: Examples, cotangents: Tensor) -> Plan:
-    """The plan of a kernel of examples like `x`; runs a few of them to estimate the time."""
+def plan(prepared: Prepared, order: Schedule) -> Plan:
+    """The plan of a kernel in this order; runs a few of the examples to estimate the time."""
+    engine, work = prepared.engine, prepared.work
     groups = {group.name: group for group in engine.groups}
     parameters = [
         _path(name, pieces, groups.get(name), engine, work, order)
         for name, pieces in _in_order(work.terms, engine)
     ]
     products = sum(p.multiply_adds for p in parameters)
-    rate = matrix_rate(cotangents.device, cotangents.dtype)
+    rate = matrix_rate(prepared.cotangents.device, prepared.cotangents.dtype)
     return Plan(
         model=type(engine.model).__name__,
         shape=(order.n1, order.n2),
@@ -115,7 +116,7 @@ def plan(engine: Engine, work: Work, order: Schedule, x: Examples, cotangents: T
         tile=(order.rows, order.columns),
         passages=order.passages,
         memory=order.peak_bytes(work),
-        seconds=order.passages * _passage_seconds(engine, x, cotangents) + products / rate,
+        seconds=order.passages * _passage_seconds(prepared) + products / rate,
     )
 
 
@@ -126,11 +127,14 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return _RATE_SIZE**3 / min(_seconds(lambda: a @ a, device) for _ in range(2))
 
 
-def _passage_seconds(engine: Engine, x: Examples, cotangents: Tensor) -> float:
-    few = examples.take(x, slice(0, _TRIED))
-    device = cotangents.device
-    once = min(_seconds(lambda: engine.features(few, cotangents), device) for _ in range(2))
-    return once / examples.count(few)
+def _passage_seconds(prepared: Prepared) -> float:
+    few, cotangents = examples.take(prepared.x1, slice(0, _TRIED)), prepared.cotangents
+
+    def once() -> object:
+        return prepared.engine.features(few, cotangents)
+
+    seconds = min(_seconds(once, cotangents.device) for _ in range(2))
+    return seconds / examples.count(few)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx
 
 from tangency.errors import UnsupportedOperation
+from tangency.infinite.duals.kinks import KnownKinks
 from tangency.infinite.layout import Positions
 from tangency.infinite.side import Side
 from tangency.infinite.values.concrete import Concrete
@@ -79,9 +80,20 @@ class Parameters:
 
 
 class Lowering:
-    """Lowers the nodes of a program, each strand once."""
+    """Lowers the nodes of a program, each strand once.
 
-    def __init__(self, program: Program, parameters: Parameters, *, sample: bool = False) -> None:
+    One `like` another of the same program, with other parameters, knows what that one knows of its
+    functions.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        parameters: Parameters,
+        *,
+        sample: bool = False,
+        like: Lowering | None = None,
+    ) -> None:
         self.program = program
         self.parameters = parameters
         self.sample = sample
@@ -90,6 +102,11 @@ class Lowering:
         self._values: dict[tuple[fx.Node, int, int], Value] = {}
         self._cuts: dict[fx.Node, frozenset[int]] = {}
         self._families: dict[Hashable, Family] = {}
+        self._kinks: dict[Hashable, KnownKinks] = {} if like is None else like._kinks
+
+    def kinks_of(self, key: Hashable) -> KnownKinks:
+        """What is known of the kinks of a function that is the same for all examples."""
+        return self._kinks.setdefault(key, {})
 
     def width(self, node: fx.Node) -> int:
         """Size of the node's width (1 if it has none)."""

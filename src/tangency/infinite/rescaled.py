@@ -27,7 +27,8 @@ def rescaled(kernel: InfiniteKernel, model: nn.Module, init: Init | str) -> Infi
     """
     other = copy.copy(kernel)
     parameters = module_parameters(model, init, kernel.parametrization)
-    other._lowering = Lowering(kernel.program, parameters, sample=kernel._lowering.sample)
+    known = kernel._lowering
+    other._lowering = Lowering(kernel.program, parameters, sample=known.sample, like=known)
     positions = kernel.program.atoms(kernel.program.output, "position")
     compile = kernel._evaluation.compile
     other._evaluation = Evaluation(other._lower_output(), positions, kernel.program, compile)

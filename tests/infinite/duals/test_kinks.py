@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from dual_by_integration import dual
 from scipy import integrate, special
-from torch import Tensor
+from torch import Tensor, nn
 
+from tangency import InfiniteKernel, Init
 from tangency.errors import UnsupportedOperation
+from tangency.infinite.duals import kinks as kinks_module
 from tangency.infinite.duals.bivariate import orthant_probability, truncated_products
-from tangency.infinite.duals.kinks import find_kinks
+from tangency.infinite.duals.kinks import KnownKinks, find_kinks
 from tangency.infinite.duals.series import expand, pair
+from tangency.infinite.rescaled import rescaled
 
 KINKED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, ...]]] = {
     "relu": (F.relu, (0.0,)),
@@ -97,6 +100,53 @@ def test_a_jump_is_refused() -> None:
 def test_constants_of_each_example_are_not_searched() -> None:
     shift = torch.tensor([0.0, 0.7], dtype=torch.float64)
     assert find_kinks(lambda x: F.relu(x + shift), torch.ones(2, dtype=torch.float64)) is None
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The half-widths of all searches that are made."""
+    spans: list[float] = []
+    search = kinks_module._search
+
+    def counted(*args: object) -> object:
+        spans.append(args[2])  # type: ignore[arg-type]
+        return search(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kinks_module, "_search", counted)
+    return spans
+
+
+def test_what_is_known_is_not_searched_again(searched: list[float]) -> None:
+    known: KnownKinks = {}
+    for sd in (0.1, 1.0, 30.0, 2.0, 30.0):
+        at = torch.tensor([sd], dtype=torch.float64)
+        found, anew = find_kinks(F.selu, at, known=known), find_kinks(F.selu, at)
+        assert found is not None
+        assert anew is not None
+        assert found.positions == anew.positions
+        assert torch.equal(found.jumps, anew.jumps)
+    assert [span for span in searched if searched.count(span) == 1] == []
+    assert searched.count(40.0) == 3 + 1  # three anew, and the first
+    assert searched.count(300.0) == 2 + 1
+    for sd in torch.linspace(5.0, 50.0, 100):
+        find_kinks(torch.tanh, sd.double()[None], known=known)
+    assert len(known) == kinks_module._SPANS_KEPT
+
+
+def test_a_graph_is_searched_once_for_each_function(searched: list[float]) -> None:
+    """Equal layers, other data and other scales of the weights share one search."""
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Mish(),
+        nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1),
+    ).double()  # fmt: skip
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kernel = InfiniteKernel(model, x, compile=False)
+    first = kernel.ntk(x[:4], x[4:])
+    assert len(searched) == 2
+    torch.testing.assert_close(kernel.ntk(x)[:4, 4:], first)
+    alone = InfiniteKernel(model, x, init=Init.he(), compile=False)
+    torch.testing.assert_close(rescaled(kernel, model, Init.he()).ntk(x), alone.ntk(x))
+    assert len(searched) == 2 + 2  # those of the kernel that was recorded anew
 
 
 def relu_versine(sd_ratio: float, versine: float) -> float:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangency.analysis.dynamics.arguments import check_ridge
 from tangency.analysis.dynamics.distribution import Moment, RandomOutputs
 from tangency.analysis.dynamics.gradient import GradientFlow
 from tangency.analysis.matrix import ArrayLike, Kernel, Lazy, cross_matrix, kernel_matrix
+from tangency.analysis.numbers import check_ridge
 from tangency.errors import InvalidInput, SingularKernel
 
 __all__ = ["GaussianProcess"]

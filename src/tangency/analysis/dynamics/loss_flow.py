@@ -20,13 +20,13 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from tangency.analysis.dynamics.arguments import check_rate, check_ridge
 from tangency.analysis.dynamics.losses import LossFunction, LossName, objective
 from tangency.analysis.dynamics.outputs import Layout
 from tangency.analysis.dynamics.path import Path
 from tangency.analysis.dynamics.prediction import Prediction
 from tangency.analysis.dynamics.times import Moments, Times, moments
 from tangency.analysis.matrix import ArrayLike, Kernel, Lazy, kernel_matrix
+from tangency.analysis.numbers import check_rate, check_ridge
 from tangency.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from tangency.errors import InvalidInput
 __all__ = ["HeavyBall", "MomentumFlow", "Nesterov"]
 
 
-class _Momentum(Descent):
-    """Descent with momentum; subclasses say by which recursion."""
+class _WithMomentum(LinearizedTraining):
+    """Training with momentum, in [0, 1)."""
 
     def __init__(
         self,
@@ -39,8 +39,17 @@ class _Momentum(Descent):
         *,
         momentum: float = 0.9,
     ) -> None:
-        self.momentum = _checked(momentum)
+        if not 0 <= momentum < 1:
+            raise InvalidInput(f"momentum is {momentum}, but must lie in [0, 1).")
+        self.momentum = float(momentum)
         super().__init__(K_train, y_train, learning_rate, ridge)
+
+    def _settings(self) -> str:
+        return f", momentum={self.momentum:g}"
+
+
+class _Momentum(_WithMomentum, Descent):
+    """Descent with momentum; subclasses say by which recursion."""
 
     @abstractmethod
     def _recursion(self, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +90,6 @@ class _Momentum(Descent):
         """Of a mode that diverges: its root is real and below -1."""
         return torch.where(times % 2 == 1, -1.0, 1.0).to(times.dtype)
 
-    def _settings(self) -> str:
-        return f", momentum={self.momentum:g}"
-
 
 class HeavyBall(_Momentum):
     """Full-batch descent with heavy-ball momentum (Polyak 1964), from zero velocity.
@@ -91,17 +97,10 @@ class HeavyBall(_Momentum):
     Matches `torch.optim.SGD(lr=learning_rate, momentum=momentum)` step for step, for a model that
     is linear in its parameters: velocity <- momentum velocity + gradient, theta <- theta -
     learning_rate velocity. The ridge is part of the gradient. Times are whole numbers of steps.
+    With a small learning rate, momentum b trains as fast as gradient descent with
+    learning_rate / (1 - b).
 
-    Args:
-        K_train: (n, n), acting on every output alike, or (n, n, out, out); tensor or array.
-        y_train: (n,) or (n, out), real.
-        learning_rate: positive. For a small one, momentum b trains as fast as gradient descent
-            with learning_rate / (1 - b).
-        ridge: weight decay towards the initial parameters, in units of kernel eigenvalues.
-        momentum: in [0, 1).
-
-    Raises:
-        InvalidInput: as `LinearizedTraining`, or a momentum outside [0, 1).
+    Arguments and errors are those of `LinearizedTraining`, and a momentum in [0, 1).
     """
 
     @property
@@ -133,15 +132,7 @@ class Nesterov(_Momentum):
     <- theta - learning_rate (gradient + momentum velocity) (Sutskever et al. 2013, in the form of
     Bengio et al. 2013). The ridge is part of the gradient. Times are whole numbers of steps.
 
-    Args:
-        K_train: (n, n), acting on every output alike, or (n, n, out, out); tensor or array.
-        y_train: (n,) or (n, out), real.
-        learning_rate: positive.
-        ridge: weight decay towards the initial parameters, in units of kernel eigenvalues.
-        momentum: in [0, 1).
-
-    Raises:
-        InvalidInput: as `LinearizedTraining`, or a momentum outside [0, 1).
+    Arguments and errors are those of `HeavyBall`.
     """
 
     @property
@@ -165,7 +156,7 @@ class Nesterov(_Momentum):
         return (1 + b) * (1 - step), b * (1 - step), discriminant
 
 
-class MomentumFlow(LinearizedTraining):
+class MomentumFlow(_WithMomentum):
     """The smooth limit of momentum: a damped oscillator in every mode.
 
     theta'' + (1 - momentum) theta' + learning_rate grad L = 0, from rest, with one step of
@@ -174,20 +165,8 @@ class MomentumFlow(LinearizedTraining):
     (Qian 1999; Su, Boyd & Candes 2014 for the Nesterov sequence); at a fixed momentum and small
     learning rates that is gradient flow with learning_rate / (1 - momentum).
 
-    Arguments and errors as `HeavyBall`; times are real numbers.
+    Arguments and errors are those of `HeavyBall`; times are real numbers.
     """
-
-    def __init__(
-        self,
-        K_train: Kernel,
-        y_train: ArrayLike,
-        learning_rate: float = 1.0,
-        ridge: float = 0.0,
-        *,
-        momentum: float = 0.9,
-    ) -> None:
-        self.momentum = _checked(momentum)
-        super().__init__(K_train, y_train, learning_rate, ridge)
 
     @property
     def max_learning_rate(self) -> float:
@@ -212,9 +191,6 @@ class MomentumFlow(LinearizedTraining):
         return torch.exp(
             torch.where(4 * step > damping**2, -damping / 2, -2 * step / (damping + real))
         )
-
-    def _settings(self) -> str:
-        return f", momentum={self.momentum:g}"
 
 
 def _oscillator(step: Tensor, damping: float, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +217,3 @@ def _oscillator(step: Tensor, damping: float, times: Tensor) -> tuple[Tensor, Te
     e = torch.where(gap > 0, torch.where(double, at_double, over), under)
     learned = torch.where(gap > 0, torch.where(double, 1 - at_double, over_learned), under_learned)
     return e, learned
-
-
-def _checked(momentum: float) -> float:
-    if not 0 <= momentum < 1:
-        raise InvalidInput(f"momentum is {momentum}, but must lie in [0, 1).")
-    return float(momentum)

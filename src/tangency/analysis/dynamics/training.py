@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from tangency.analysis.dynamics.arguments import check_rate, check_ridge
 from tangency.analysis.dynamics.outputs import Layout, TestSet
 from tangency.analysis.dynamics.prediction import Prediction
 from tangency.analysis.dynamics.times import Moments, Times, moments
 from tangency.analysis.dynamics.waiting import first_time
 from tangency.analysis.matrix import ArrayLike, Kernel, KernelMatrix, Lazy, kernel_matrix, targets
+from tangency.analysis.numbers import check_rate, check_ridge
 from tangency.errors import InvalidInput, SingularKernel
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from tangency.analysis.matrix import (
     kernel_matrix,
 )
 from tangency.analysis.matrix import targets as check_targets
-from tangency.errors import InvalidInput
+from tangency.analysis.numbers import check_ridge
+from tangency.analysis.spectrum import learning
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -76,12 +77,7 @@ class Spectrum:
         The curve C(k) of Canatar, Bordelon & Pehlevan, Nature Communications 12 (2021). Targets
         that are all zero give ones.
         """
-        if self.power is None:
-            return None
-        total = self.power.double().sum()
-        if total == 0:
-            return torch.ones_like(self.power)
-        return (self.power.double().cumsum(0) / total).to(self.power.dtype)
+        return None if self.power is None else learning.cumulative_power(self.power)
 
     @property
     def learning_time(self) -> Tensor:
@@ -102,14 +98,8 @@ class Spectrum:
         Raises:
             InvalidInput: a learning rate that is not positive, or a fraction outside (0, 1).
         """
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
-        if not 0 < fraction < 1:
-            raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")
-        values = self.eigenvalues.double()
-        times = self.examples * math.log(1 / fraction) / (learning_rate * values)
-        times = torch.where(values > self.tolerance, times, math.inf)
-        return times.to(self.eigenvalues.dtype)
+        values, n = self.eigenvalues, self.examples
+        return learning.learning_times(values, self.tolerance, learning_rate, fraction, examples=n)
 
     def effective_dimension(self, ridge: float) -> float:
         """sum_i lambda_i / (lambda_i + ridge): how many modes a ridge leaves free.
@@ -121,8 +111,7 @@ class Spectrum:
         Raises:
             InvalidInput: a ridge that is negative or not finite.
         """
-        if not (math.isfinite(ridge) and ridge >= 0):
-            raise InvalidInput(f"ridge is {ridge}, but must be zero or positive.")
+        check_ridge(ridge)
         values = self.eigenvalues.double()
         values = values[values > self.tolerance]
         return float((values / (values + ridge)).sum())

@@ -13,7 +13,7 @@ cos(k a), and degree is frequency.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from tangency import drawing
+from tangency.analysis.spectrum import learning
+from tangency.analysis.spectrum.kernel_functions import KernelFunction, values_at
 from tangency.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -70,12 +72,7 @@ class HarmonicSpectrum:
         Raises:
             InvalidInput: a learning rate that is not positive, or a fraction outside (0, 1).
         """
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
-        if not 0 < fraction < 1:
-            raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")
-        times = math.log(1 / fraction) / (learning_rate * self.eigenvalues)
-        return torch.where(self.eigenvalues > self.accuracy, times, math.inf)
+        return learning.learning_times(self.eigenvalues, self.accuracy, learning_rate, fraction)
 
     def expanded(self, count: int) -> Tensor:
         """(count,) the largest eigenvalues, each as often as its multiplicity, descending.
@@ -136,7 +133,7 @@ class HarmonicSpectrum:
 
 
 def harmonic_spectrum(
-    kernel_function: Callable[[Tensor], Tensor],
+    kernel_function: KernelFunction,
     dimension: int,
     degrees: int | Sequence[int],
     *,
@@ -223,13 +220,13 @@ class _Integrals:
 
 
 def _integrals(
-    kernel_function: Callable[[Tensor], Tensor], dimension: int, degrees: list[int], count: int
+    kernel_function: KernelFunction, dimension: int, degrees: list[int], count: int
 ) -> _Integrals:
     points, weights = _fejer(count)
     angles = math.pi * (1 - points) / 2  # descending, so that cosines ascend
     density = weights * angles.sin() ** (dimension - 2)
     cosines = torch.cat([angles.cos(), torch.ones(1, dtype=torch.float64)])
-    values = _values(kernel_function, cosines)
+    values = values_at(kernel_function, cosines)
     terms = gegenbauer(dimension, degrees, cosines[:-1]) * (values[:-1] * density / density.sum())
     roundings = torch.tensor(degrees) + ROUNDINGS  # those of the recurrence add up
     return _Integrals(
@@ -249,16 +246,3 @@ def _fejer(count: int) -> tuple[Tensor, Tensor]:
     k = torch.arange(1, count // 2 + 1, dtype=torch.float64)
     series = torch.cos(2 * angle[:, None] * k) @ (1 / (4 * k**2 - 1))
     return -angle.cos(), (2 - 4 * series) / count
-
-
-def _values(kernel_function: Callable[[Tensor], Tensor], cosines: Tensor) -> Tensor:
-    values = kernel_function(cosines)
-    if not isinstance(values, Tensor) or values.shape != cosines.shape:
-        shape = getattr(values, "shape", type(values).__name__)
-        raise InvalidInput(
-            f"kernel_function was given {len(cosines)} cosines and returned {shape}, but must "
-            "return a tensor of as many values."
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise InvalidInput("kernel_function returned NaN or infinity.")
-    return values.detach().cpu().double()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tangency import drawing
+from tangency.analysis.numbers import check_fraction
 from tangency.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class PatternLearning:
         Raises:
             InvalidInput: a fraction outside (0, 1), or no such run.
         """
-        if not 0 < fraction < 1:
-            raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")
+        check_fraction(fraction)
         if run is not None and run not in self.predicted:
             raise InvalidInput(f"there is no run {run!r}, only {sorted(self.predicted)}.")
         errors = self.errors if run is None else self.predicted[run]

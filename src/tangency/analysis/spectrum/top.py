@@ -15,6 +15,7 @@ from torch import Tensor
 from tangency import drawing
 from tangency.analysis.matrix import ArrayLike
 from tangency.analysis.matrix import targets as check_targets
+from tangency.analysis.spectrum import learning
 from tangency.analysis.spectrum.operators import (
     KernelOrOperator,
     Products,
@@ -64,11 +65,7 @@ class TopSpectrum:
         """
         if self.power is None or self.rest is None:
             return None
-        power = self.power.double()
-        total = float(power.sum()) + self.rest
-        if total == 0:
-            return torch.ones_like(self.power)
-        return (power.cumsum(0) / total).to(self.power.dtype)
+        return learning.cumulative_power(self.power, self.rest)
 
     def learning_times(self, learning_rate: float = 1.0, fraction: float = 1 / math.e) -> Tensor:
         """(k,) time after which `fraction` of the residual in each mode is left, as
@@ -77,13 +74,8 @@ class TopSpectrum:
         Raises:
             InvalidInput: a learning rate that is not positive, or a fraction outside (0, 1).
         """
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
-        if not 0 < fraction < 1:
-            raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")
-        values = self.eigenvalues.double()
-        times = self.examples * math.log(1 / fraction) / (learning_rate * values)
-        return torch.where(values > self.residuals, times, math.inf).to(self.eigenvalues.dtype)
+        values, n = self.eigenvalues, self.examples
+        return learning.learning_times(values, self.residuals, learning_rate, fraction, examples=n)
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes by name, and `cumulative_power`; tensors stay tensors."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from tangency import drawing
+from tangency.analysis.spectrum import learning
+from tangency.analysis.spectrum.kernel_functions import KernelFunction, values_at
 from tangency.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ class TorusSpectrum:
         Raises:
             InvalidInput: a learning rate that is not positive, or a fraction outside (0, 1).
         """
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise InvalidInput(f"learning_rate is {learning_rate}, but must be positive.")
-        if not 0 < fraction < 1:
-            raise InvalidInput(f"fraction is {fraction}, but must lie between 0 and 1.")
-        times = math.log(1 / fraction) / (learning_rate * self.eigenvalues)
-        return torch.where(self.eigenvalues > self.accuracy, times, math.inf)
+        return learning.learning_times(self.eigenvalues, self.accuracy, learning_rate, fraction)
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes by name; tensors stay tensors."""
@@ -111,7 +107,7 @@ class TorusSpectrum:
 
 
 def torus_spectrum(
-    kernel_function: Callable[[Tensor], Tensor],
+    kernel_function: KernelFunction,
     dimension: int,
     largest: int,
     *,
@@ -165,21 +161,12 @@ GRID = 10**6
 
 
 def _on_grid(
-    kernel_function: Callable[[Tensor], Tensor], dimension: int, points: int
+    kernel_function: KernelFunction, dimension: int, points: int
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     axis = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
     grid = torch.stack(torch.meshgrid(*[axis] * dimension, indexing="ij"), dim=-1)
-    differences = grid.reshape(-1, dimension)
-    values = kernel_function(differences)
-    if not isinstance(values, Tensor) or values.shape != differences.shape[:1]:
-        shape = getattr(values, "shape", type(values).__name__)
-        raise InvalidInput(
-            f"kernel_function was given differences {tuple(differences.shape)} and returned "
-            f"{shape}, but must return a tensor of one value for each row."
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise InvalidInput("kernel_function returned NaN or infinity.")
-    return values.detach().cpu().double().reshape([points] * dimension).numpy()
+    values = values_at(kernel_function, grid.reshape(-1, dimension))
+    return values.reshape([points] * dimension).numpy()
 
 
 def _coefficients(

@@ -40,8 +40,7 @@ import torch
 from torch import Tensor
 
 from tangency import examples, tiles
-from tangency.empirical.costs import WORKING_SET, Layout
-from tangency.empirical.engine import Engine
+from tangency.empirical.costs import WORKING_SET
 from tangency.empirical.gradients import Factors, Gradients, Rows
 from tangency.empirical.random_features.hadamard import (
     Block,
@@ -52,7 +51,7 @@ from tangency.empirical.random_features.hadamard import (
     parity,
 )
 from tangency.empirical.random_features.placement import Place, Sides, matrix_shape, placed
-from tangency.examples import Examples
+from tangency.empirical.subject import Prepared
 
 __all__ = ["Projection", "random_features"]
 
@@ -60,22 +59,14 @@ COPIES = 4
 """How often values exist while they are transformed: moved, padded, before and after."""
 
 
-def random_features(
-    engine: Engine,
-    x: Examples,
-    cotangents: Tensor,
-    layout: Layout,
-    *,
-    dim: int,
-    seed: int,
-    memory: int,
-) -> Tensor:
-    """Features of `x`, for the combinations `cotangents` (k, out) of outputs.
+def random_features(prepared: Prepared, *, dim: int, seed: int, memory: int) -> Tensor:
+    """Features of `x1`, for the k outputs that count.
 
-    Shape (n, dim) for "trace", the mean over combinations, else (n, k, dim). Gradients of the
+    Shape (n, dim) for "trace", the mean over outputs, else (n, k, dim). Gradients of the
     examples that pass the network together, and what is made of them, take about `memory` bytes.
     """
-    n, k = examples.count(x), len(cotangents)
+    engine, x, cotangents = prepared.engine, prepared.x1, prepared.cotangents
+    n, k, layout = examples.count(x), len(cotangents), prepared.layout
     outputs = k if layout == "trace" else 1
     dtype = torch.promote_types(cotangents.dtype, torch.float32)
     parameters = engine.parameters
@@ -85,7 +76,7 @@ def random_features(
         for name in found
         if parameters[name].numel()
     }
-    work = engine.work(k, layout)
+    work = prepared.work
     each = max(1, 2 * (work.pass_bytes + work.held_bytes))
     room = max(1, min(WORKING_SET, memory // 16))
     # Channels in groups have small matrices: often smaller than what they are made of.
@@ -231,7 +222,7 @@ class Projection:
     def _add_term(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:
         if isinstance(term, Factors) and place.sides is not None:
             self._factors(features, term, place.sides, room)
-        elif isinstance(term, Rows) and place.sides is not None:
+        elif isinstance(term, Rows) and term.groups == 1 and place.sides is not None:
             self._rows(features, term, place.sides, room)
         else:
             self._explicit(features, term, place, room)
@@ -252,12 +243,12 @@ class Projection:
                     self._add(features[:, some], rows, columns, at.transposed, room)
 
     def _rows(self, features: Tensor, term: Rows, at: Sides, room: int) -> None:
-        _, n, k, positions, width = term.cotangents.shape
+        _, n, k, _, positions, width = term.cotangents.shape
         each = COPIES * positions * k * width * features.element_size()
         for some in _slices(n, room // each):
             part = term.part(some)
-            rows = _Chosen(at.down[part.indices[0]][:, None])
-            columns = _Written(part.cotangents[0], at.along)
+            rows = _Chosen(at.down[part.indices[0]])
+            columns = _Written(part.cotangents[0, :, :, 0], at.along)
             self._add(features[:, some], rows, columns, at.transposed, room)
 
     def _explicit(self, features: Tensor, term: Gradients, place: Place, room: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,15 @@ from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals.bivariate import truncated_moments, truncated_products
 from tangency.infinite.duals.quadrature import PointwiseFunction, normal_pdf, value_and_slope
 
-__all__ = ["Kinks", "find_kinks", "kink_coefficients", "kink_parts", "kink_products", "kink_terms"]
+__all__ = [
+    "Kinks",
+    "KnownKinks",
+    "find_kinks",
+    "kink_coefficients",
+    "kink_parts",
+    "kink_products",
+    "kink_terms",
+]
 
 _INTERVALS = 8192
 # The least half-width of the search, in x: it makes batches of differing sd find the same kinks.
@@ -37,6 +46,8 @@ _FINE_STEPS = 56
 _SMALLEST_JUMP = 1e-6
 _ONE_SIDED_REACH = 0.5
 _DEGREES = (9, 12)
+# Most sides are searched within the least span; others differ from batch to batch.
+_SPANS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,18 @@ class Kinks:
         return {"positions": list(self.positions), "jumps": self.jumps.tolist()}
 
 
-def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Kinks | None:
+KnownKinks: TypeAlias = dict[float, "Kinks | None"]
+"""What a search for the kinks of one function found, by the half-width of the search."""
+
+
+def find_kinks(
+    function: PointwiseFunction, sd: Tensor, *, order: int = 6, known: KnownKinks | None = None
+) -> Kinks | None:
     """The kinks of phi within ten of the largest standard deviation (and |x| < 40), or None.
 
     function: phi, called in float64 on (Q, *S). sd: shape S. order: highest derivative whose jumps
-        are measured, M; trailing orders without a jump are left out of the result.
+        are measured, M; trailing orders without a jump are left out of the result. known: what
+        earlier searches for the same function and order found, which are not made again.
 
     Looks for jumps of phi' and phi'' by bisection from 8192 intervals; a kink is missed if it is
     smaller than 1e-6 of the largest slope, or than the smooth variation over one interval.
@@ -66,6 +84,19 @@ def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Ki
     """
     if sd.numel() == 0 or not _is_uniform(function, sd):
         return None
+    known = {} if known is None else known
+    span = max(10 * float(sd.detach().max()), _LEAST_SPAN)
+    if span not in known:
+        found = _search(function, sd, span, order)
+        if len(known) == _SPANS_KEPT:
+            del known[next(iter(known))]
+        known[span] = found
+    kinks = known[span]
+    return None if kinks is None else Kinks(kinks.positions, kinks.jumps.to(sd.device))
+
+
+def _search(function: PointwiseFunction, sd: Tensor, span: float, order: int) -> Kinks | None:
+    """The kinks in (-span, span)."""
 
     def slope(x: Tensor) -> Tensor:
         return value_and_slope(function, x)[1]
@@ -73,7 +104,6 @@ def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Ki
     def bend(x: Tensor) -> Tensor:
         return _second_derivative(function, x)
 
-    span = max(10 * float(sd.detach().max()), _LEAST_SPAN)
     jumps = [_jump_positions(_on_points(f, sd), span) for f in (function, slope, bend)]
     if jumps[0]:
         raise UnsupportedOperation(
@@ -85,7 +115,7 @@ def find_kinks(function: PointwiseFunction, sd: Tensor, *, order: int = 6) -> Ki
         return None
     sizes = _jump_sizes(_on_points(slope, sd), positions, order)
     highest = int((sizes != 0).any(dim=0).nonzero().max()) + 1 if bool((sizes != 0).any()) else 0
-    return Kinks(tuple(positions), sizes[:, :highest].to(sd.device)) if highest else None
+    return Kinks(tuple(positions), sizes[:, :highest]) if highest else None
 
 
 def _is_uniform(function: PointwiseFunction, sd: Tensor) -> bool:

@@ -26,6 +26,7 @@ from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals.coincidence import metric, radial_versine
 from tangency.infinite.duals.kinks import (
     Kinks,
+    KnownKinks,
     find_kinks,
     kink_coefficients,
     kink_parts,
@@ -62,7 +63,11 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def expand(
-    function: PointwiseFunction, sd: Tensor, *, terms: int | None = None
+    function: PointwiseFunction,
+    sd: Tensor,
+    *,
+    terms: int | None = None,
+    known: KnownKinks | None = None,
 ) -> dict[str, Tensor]:
     """One side's expansion of phi(sd z).
 
@@ -70,6 +75,7 @@ def expand(
     sd: shape S, finite, zero allowed.
     terms: number of coefficients; by default the fewest, up to 512, that leave out less than
         1e-16 (float64) or 1e-8 (float32) of E phi'^2. See `truncation`.
+    known: what earlier searches for the kinks of this function found.
 
     Returns tensors in sd's dtype: "sd_in" (S), "sd" = sqrt(E phi^2) (S), "mean" = E phi (S),
     "slope" = E phi' (S), "slope_energy" = E phi'^2 (S), "gain" = sd_in / sd (S; its limit at
@@ -78,7 +84,7 @@ def expand(
     degree L, so that kappa_dot is exact where the inputs coincide.
     """
     wide = sd.double()
-    kinks = find_kinks(function, wide)
+    kinks = find_kinks(function, wide, known=known)
     if kinks is not None:
         return _expand_kinked(function, sd, kinks, terms)
     rule = gaussian_rule(wide)

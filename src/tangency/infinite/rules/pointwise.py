@@ -172,14 +172,15 @@ def composite(lowering: Lowering, node: fx.Node, start: int, length: int) -> Val
     if dual is not None and len(values) == 1 and values[0].gaussian:
         positions = values[0].positions
         function = _function(lowering, node, operands, values[0])
-        return Composite(positions, values[0], function, ("closed", dual), dual, fixed=True)
+        own = ("closed", dual)
+        return Composite(positions, values[0], function, own, dual, kinks=lowering.kinks_of(own))
     base = base_of(values)
     if base is None:
         return _of_several(lowering, node, operands)
     key = _key(lowering, node, operands, [base])
     function = _function(lowering, node, operands, base)
-    fixed = _is_fixed(node, operands, [base])
-    return Composite(_positions(lowering, node), base, function, key, None, fixed=fixed)
+    kinks = lowering.kinks_of(key) if _is_fixed(node, operands, [base]) else None
+    return Composite(_positions(lowering, node), base, function, key, None, kinks=kinks)
 
 
 def _of_several(lowering: Lowering, node: fx.Node, operands: dict[fx.Node, Value]) -> Value:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tangency.infinite.duals import series
 from tangency.infinite.duals.dual import Dual
+from tangency.infinite.duals.kinks import KnownKinks
 from tangency.infinite.layout import Block, Layout, Positions
 from tangency.infinite.values.concrete import Concrete, product_of_means
 from tangency.infinite.values.sources import One
@@ -37,8 +38,9 @@ class Composite(Value):
     """phi(g), coordinate by coordinate, of a Gaussian value g.
 
     `key` identifies phi: two composites with equal keys apply the same function. `dual` is its
-    closed form, where it has one; otherwise the Hermite series of `function` is used. `fixed` says
-    that phi is the same for all examples and positions.
+    closed form, where it has one; otherwise the Hermite series of `function` is used. `kinks` says
+    that phi is the same for all examples and positions, and holds what is known of its kinks, for
+    all composites with this key.
     """
 
     precedence = 2
@@ -53,14 +55,19 @@ class Composite(Value):
         key: Hashable,
         dual: Dual | None,
         *,
-        fixed: bool = False,
+        kinks: KnownKinks | None = None,
     ) -> None:
         super().__init__(positions)
         self.source = source
         self.function = function
         self.key = key
         self.dual = dual
-        self.fixed = fixed
+        self.kinks = kinks
+
+    @property
+    def fixed(self) -> bool:
+        """Whether phi is the same for all examples and positions."""
+        return self.kinks is not None
 
     @property
     def parts(self) -> tuple[Value, ...]:
@@ -82,7 +89,7 @@ class Composite(Value):
     def expansion(self, side: Side) -> dict[str, Tensor]:
         """The Hermite series on one side, as accurate as the side's data type."""
         sd = self._source_sd(side).to(side.dtype)  # its type says how long the series has to be
-        expansion = series.expand(self.function(side, self.positions), sd)
+        expansion = series.expand(self.function(side, self.positions), sd, known=self.kinks)
         bound = float(series.truncation(expansion).detach().max())
         if bound > TOLERATED:
             warnings.warn(
