@@ -173,7 +173,7 @@ class InfiniteKernel:
         """Both kernels, of so many examples at a time that their sides fit into memory."""
         first, second = x1, x1 if x2 is None else x2
         count, symmetric = (examples.count(first), examples.count(second)), x2 is None
-        plan = tiles.plan(*count, examples_per_side(self.program), symmetric=symmetric)
+        plan = tiles.plan(*count, self._examples_per_side, symmetric=symmetric)
         whole: list[Tensor] = []
         for tile in plan:
             if tile.columns.start == plan[0].columns.start or tile.rows == tile.columns:
@@ -188,6 +188,17 @@ class InfiniteKernel:
             for kernel, block in zip(whole, pair, strict=True):
                 tiles.fill(kernel, tile, block, symmetric=symmetric)
         return KernelPair(*whole)
+
+    @property
+    def _examples_per_side(self) -> int:
+        return examples_per_side(self._lowering.values)
+
+    def _exact_diagonal(self, x: Examples) -> KernelPair:
+        """The same of the diagonal."""
+        size, count = self._examples_per_side, examples.count(x)
+        parts = [examples.take(x, slice(i, i + size)) for i in range(0, count, size)]
+        found = [self._evaluation.diagonal(self._side(part)) for part in parts]
+        return KernelPair(*(torch.cat(kernels) for kernels in zip(*found, strict=True)))
 
     def _go_over_to_samples(self, error: NeedsSamples) -> None:
         """That a covariance has no closed form may show only when it is asked for."""
@@ -282,7 +293,7 @@ class InfiniteKernel:
         """K(x_i, x_i) of both kernels, shape `(n,)` or `(n, *P)`, by a recursion of its own."""
         if not self.sampled:
             try:
-                return self._evaluation.diagonal(self._side(self._arranged(x, "x")))
+                return self._exact_diagonal(self._arranged(x, "x"))
             except NeedsSamples as error:
                 self._go_over_to_samples(error)
         x = self._arranged(x, "x")

@@ -104,6 +104,11 @@ class Lowering:
         self._families: dict[Hashable, Family] = {}
         self._kinks: dict[Hashable, KnownKinks] = {} if like is None else like._kinks
 
+    @property
+    def values(self) -> set[Value]:
+        """All values so far."""
+        return set(self._values.values())
+
     def kinks_of(self, key: Hashable) -> KnownKinks:
         """What is known of the kinks of a function that is the same for all examples."""
         return self._kinks.setdefault(key, {})

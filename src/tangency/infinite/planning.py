@@ -6,14 +6,14 @@ A trial run on tensors without data tells both: tiles are as large as cache and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tangency.infinite.pairs import Pairs, Uses
 from tangency.infinite.side import MEMORY_BUDGET, Side, SideTile
 from tangency.infinite.trial import Trial
+from tangency.infinite.values.value import Value
 from tangency.program.axes import size_of
-from tangency.program.capture import Program
 
 __all__ = ["CACHED_PAIRS", "MEMORY_BUDGET", "EvaluationPlan", "examples_per_side", "plan"]
 
@@ -26,15 +26,11 @@ _DENSE_BYTES = 64
 _MANY = 16
 """Pairs of examples in a tile from which its size need not be known better."""
 
-_QUANTITIES = 6
-"""Numbers per example, position and value that a side remembers."""
 
-
-def examples_per_side(program: Program) -> int:
-    """Examples whose one-example quantities take a quarter of the budget."""
-    random = [n for n in program.axes if program.nature[n] == "random"]
-    positions = sum(size_of(program.atoms(n, "position")) for n in random)
-    return max(1, MEMORY_BUDGET // 4 // (8 * _QUANTITIES * positions))
+def examples_per_side(values: Iterable[Value]) -> int:
+    """Examples whose one-example quantities of these values take a quarter of the budget."""
+    numbers = sum(value.numbers_held * size_of(value.positions) for value in values)
+    return max(1, MEMORY_BUDGET // 4 // (8 * numbers))
 
 
 @dataclass(frozen=True)

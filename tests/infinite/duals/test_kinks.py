@@ -17,8 +17,9 @@ from tangency import InfiniteKernel, Init
 from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals import kinks as kinks_module
 from tangency.infinite.duals.bivariate import orthant_probability, truncated_products
+from tangency.infinite.duals.expansion import expand
 from tangency.infinite.duals.kinks import KnownKinks, find_kinks
-from tangency.infinite.duals.series import expand, pair
+from tangency.infinite.duals.series import pair
 from tangency.infinite.rescaled import rescaled
 
 KINKED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, ...]]] = {

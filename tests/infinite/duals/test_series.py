@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tangency.errors import UnsupportedOperation
 from tangency.infinite.duals.coincidence import coincidence_terms, near_coincidence
-from tangency.infinite.duals.series import cross, expand, pair, truncation
+from tangency.infinite.duals.expansion import expand, truncation
+from tangency.infinite.duals.series import cross, pair
 
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,

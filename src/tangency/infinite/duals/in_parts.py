@@ -29,7 +29,8 @@ def representatives(*sds: Tensor) -> Tensor:
     for sd in sds:
         steps = torch.linspace(0, len(sd) - 1, min(_FEW, len(sd)), device=sd.device).long()
         chosen.append(sd.detach().argsort()[steps])
-    return torch.cat(chosen).unique()
+    indices: Tensor = torch.cat(chosen).unique()
+    return indices
 
 
 def parts(*sds: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -41,8 +42,13 @@ def joined(
     compute: Callable[..., dict[str, Tensor]], *sds: Tensor, shape: torch.Size
 ) -> dict[str, Tensor]:
     """What `compute` gives for each of the parts, `(*lead, part)`, as `(*lead, *shape)`."""
-    tables = [compute(*part) for part in parts(*sds)]
-    return {
-        name: torch.cat([table[name] for table in tables], -1).unflatten(-1, shape)
-        for name in tables[0]
-    }
+    whole: dict[str, Tensor] = {}
+    start = 0
+    for part in parts(*sds):
+        stop = start + len(part[0])
+        for name, values in compute(*part).items():
+            if name not in whole:
+                whole[name] = values.new_empty(*values.shape[:-1], len(sds[0]))
+            whole[name][..., start:stop] = values
+        start = stop
+    return {name: values.unflatten(-1, shape) for name, values in whole.items()}

@@ -27,6 +27,10 @@ __all__ = ["DualOfTwo", "dual_of_two"]
 class DualOfTwo(Protocol):
     """Second moments of psi and of its derivatives, over pairs of two sides."""
 
+    @property
+    def numbers_of_a_side(self) -> int:
+        """Numbers that `moments` gives for each standard deviation, about."""
+
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side (standard deviations of shape S), by name.
 
@@ -54,4 +58,8 @@ def dual_of_two(function: FunctionOfTwo, *, dimensions: int = 0) -> DualOfTwo:
     The series refuses functions with kinks when its `moments` are asked for.
     """
     cones = find_cones(function, dimensions=dimensions)
-    return SmoothOfTwo(function, uniform=dimensions == 0) if cones is None else PiecewiseLinearOfTwo(cones)
+    return (
+        SmoothOfTwo(function, uniform=dimensions == 0)
+        if cones is None
+        else PiecewiseLinearOfTwo(cones)
+    )

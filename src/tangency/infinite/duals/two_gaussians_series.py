@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from tangency.errors import UnsupportedOperation
+from tangency.infinite.duals.expansion import check_finite, relative
 from tangency.infinite.duals.in_parts import PART, joined, representatives
 from tangency.infinite.duals.quadrature import normal_pdf
-from tangency.infinite.duals.series import check_finite, relative
 from tangency.infinite.duals.two_gaussians_cones import FunctionOfTwo, value_and_gradient
 from tangency.infinite.duals.two_gaussians_pieces import in_pieces
 
@@ -68,6 +68,11 @@ class SmoothOfTwo:
 
     function: FunctionOfTwo
     uniform: bool = False
+
+    @property
+    def numbers_of_a_side(self) -> int:
+        """Those of the second least degree, where standard deviations are below one."""
+        return 2 * (_DEGREES[1] + 1) ** 2
 
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side, of standard deviations sd1, sd2 (both of shape S).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tangency.infinite.duals import series
 from tangency.infinite.duals.dual import Dual
+from tangency.infinite.duals.expansion import expand, expand_all, truncation
 from tangency.infinite.duals.kinks import KnownKinks
 from tangency.infinite.layout import Block, Layout, Positions
 from tangency.infinite.values.concrete import Concrete, product_of_means
@@ -28,6 +29,9 @@ Function: TypeAlias = "Callable[[Side | None, Positions], Callable[[Tensor], Ten
 
 TOLERATED = 1e-2
 """Truncation bound from which a numerical dual is worth a warning; it is a worst case."""
+
+_OF_A_SERIES = 128
+"""Numbers of a Hermite series: some 30 coefficients of a smooth function, 300 of one with kinks."""
 
 
 class AccuracyWarning(UserWarning):
@@ -73,6 +77,10 @@ class Composite(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.source,)
 
+    @property
+    def numbers_held(self) -> int:
+        return super().numbers_held + (_OF_A_SERIES if self.dual is None else 0)
+
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         source = to_positions(parts[0], self.source.positions, self.positions)
         return self.function(side, self.positions)(source)
@@ -89,8 +97,9 @@ class Composite(Value):
     def expansion(self, side: Side) -> dict[str, Tensor]:
         """The Hermite series on one side, as accurate as the side's data type."""
         sd = self._source_sd(side).to(side.dtype)  # its type says how long the series has to be
-        expansion = series.expand(self.function(side, self.positions), sd, known=self.kinks)
-        bound = float(series.truncation(expansion).detach().max())
+        make = expand_all if self.fixed else expand
+        expansion = make(self.function(side, self.positions), sd, known=self.kinks)
+        bound = float(truncation(expansion).detach().max())
         if bound > TOLERATED:
             warnings.warn(
                 f"{self.name} meets inputs of so large a variance that its Hermite series is cut "

@@ -63,6 +63,10 @@ class CompositeOfTwo(Value):
     def parts(self) -> tuple[Value, ...]:
         return self.sources
 
+    @property
+    def numbers_held(self) -> int:
+        return super().numbers_held + self.dual.numbers_of_a_side
+
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         first, second = (
             to_positions(part, source.positions, self.positions)

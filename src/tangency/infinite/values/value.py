@@ -148,6 +148,11 @@ class Value(ABC):
         return 1
 
     @property
+    def numbers_held(self) -> int:
+        """Numbers that a side remembers of it for every example and position, about."""
+        return 6
+
+    @property
     def gathers(self) -> int:
         """Number of positions of it or of what it gathers by weights that are sampled."""
         return size_of(self.positions)
