@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from cases import Layer
 from convolutional import CONV, MYRTLE_5, flattened_layers, pooled_layers
 from ours import build_layers
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["POINTS", "SHAPE", "Point"]
 
@@ -84,6 +86,34 @@ class VisionTransformer(nn.Module):
         return y
 
 
+class Activated(nn.Module):
+    """Convolutions with an activation each and a linear layer over all positions; with `residual`,
+    the last convolution is added to the activation before it.
+    """
+
+    def __init__(
+        self, activation: Callable[[Tensor], Tensor], depth: int, *, residual: bool = False
+    ) -> None:
+        super().__init__()
+        channels = [3, *[8] * depth]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(channels)
+        )
+        self.head = nn.Linear(8 * 32 * 32, 1)
+        self.activation = activation
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        for k, layer in enumerate(self.layers):
+            before = x
+            x = layer(x)
+            if self.residual and k + 1 == len(self.layers):
+                x = x + before
+            x = self.activation(x)
+        y: Tensor = self.head(x.flatten(1))
+        return y
+
+
 @dataclass(frozen=True)
 class Point:
     """One kernel: of `rows` examples, with `columns` others if there are any."""
@@ -103,7 +133,9 @@ class Point:
 
 
 EAGER = {"compile": False}
-SAMPLED = {"numerical": "sample"}
+SAMPLED: dict[str, Any] = {"numerical": "sample"}
+FEWER = {"samples": 256}
+"""For what would take hours; the covariances, which take most of the memory, are the same."""
 
 POINTS: dict[str, Point] = {
     "pooled": Point("4 convolutions, global pooling", layers(*pooled_layers(4)), 64),
@@ -123,7 +155,18 @@ POINTS: dict[str, Point] = {
     "depth21_eager": Point(
         "21 convolutions, global pooling", layers(*pooled_layers(21)), 1, 1, EAGER
     ),
+    "tanh": Point("4 convolutions with tanh, flattened", lambda: Activated(torch.tanh, 4), 200),
+    "hardtanh": Point(
+        "2 convolutions with hardtanh, flattened", lambda: Activated(functional.hardtanh, 2), 50
+    ),
+    "gelu_residual": Point(
+        "2 convolutions with GELU, the second residual, flattened",
+        lambda: Activated(functional.gelu, 2, residual=True),
+        20,
+    ),
     "resnet18": Point("ResNet-18, basic blocks", resnet18, 4, options=SAMPLED),
+    "resnet18_more": Point("ResNet-18, basic blocks", resnet18, 8, options=SAMPLED | FEWER),
     "vit_two": Point("small vision transformer", VisionTransformer, 2, options=SAMPLED),
     "vit": Point("small vision transformer", VisionTransformer, 16, options=SAMPLED),
+    "vit_more": Point("small vision transformer", VisionTransformer, 64, options=SAMPLED | FEWER),
 }

@@ -14,6 +14,7 @@ from torch import fx
 from tangency import examples
 from tangency.empirical.costs import Path, Term, cheapest, costs
 from tangency.empirical.engine import Engine
+from tangency.empirical.function import user_module
 from tangency.empirical.groups import Group
 from tangency.empirical.schedule import Schedule, Work
 from tangency.empirical.subject import Prepared
@@ -109,7 +110,7 @@ def plan(prepared: Prepared, order: Schedule) -> Plan:
     products = sum(p.multiply_adds for p in parameters)
     rate = matrix_rate(prepared.cotangents.device, prepared.cotangents.dtype)
     return Plan(
-        model=type(engine.model).__name__,
+        model=type(user_module(engine.model)).__name__,
         shape=(order.n1, order.n2),
         layout=work.layout,
         parameters=tuple(parameters),

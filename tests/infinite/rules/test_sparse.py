@@ -148,7 +148,7 @@ def test_the_empirical_kernel_uses_the_recorded_graph() -> None:
     model = Graph(torch.sparse.mm, adjacency().to_sparse()).double()
     kernel = EmpiricalKernel(model)
     torch.testing.assert_close(kernel.ntk(x), ntk_by_autograd(model, x), rtol=1e-10, atol=0)
-    assert kernel._preparations.recording.get(x) is not None
+    assert kernel._subject.preparations.recording.get(x) is not None
 
 
 REFUSED: dict[str, tuple[Product, str]] = {
