@@ -306,3 +306,9 @@ def test_what_is_returned_is_listed() -> None:
     coupled = Lambda(lambda m, x: (m.a(x - x.mean(0)),), a=linear(4, 2))
     with pytest.raises(InvalidInput, match="Lambda couples the examples"):
         EmpiricalKernel(coupled, output=itemgetter(0)).ntk(torch.randn(3, 4))
+
+
+def test_a_plan_names_the_module_and_not_the_choice() -> None:
+    model = several(lambda y, h: (y, h))
+    kernel = EmpiricalKernel(model, output=lambda out: out[0][:, -1])
+    assert "NTK of Several," in repr(kernel.plan(real(5, 4)(4)))

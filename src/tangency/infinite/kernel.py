@@ -28,7 +28,7 @@ from tangency.infinite.sampling.draw import NeedsSamples, Sampling
 from tangency.infinite.sampling.estimation import Estimate
 from tangency.infinite.sampling.plan import DoesNotFit, SamplingPlan, planned
 from tangency.infinite.sampling.retention import Record
-from tangency.infinite.sampling.scratch import Scratch, may_use_files
+from tangency.infinite.sampling.scratch import Scratch
 from tangency.infinite.sampling.sizes import Room
 from tangency.infinite.side import Side
 from tangency.infinite.values.value import Value
@@ -262,10 +262,16 @@ class InfiniteKernel:
         try:
             return self._rehearsed(in_memory, x, evaluate)
         except DoesNotFit:
-            if not may_use_files(x):
+            if self._in_memory_only(x):
                 raise
         scratch = Scratch(self.scratch, least=self.memory // 32, pages=self.memory // 8)
         return self._rehearsed(replace(in_memory, scratch=scratch), x, evaluate)
+
+    def _in_memory_only(self, x: Examples) -> bool:
+        """Whether derivatives are asked for, or the data lie elsewhere."""
+        leaves = examples.tensors(x)
+        smooth = self._lowering.parameters.smooth() or any(t.requires_grad for t in leaves)
+        return (torch.is_grad_enabled() and smooth) or any(t.device.type != "cpu" for t in leaves)
 
     def _rehearsed(
         self, plan: SamplingPlan, x: Examples, evaluate: Callable[[Side], KernelPair]

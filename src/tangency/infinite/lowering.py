@@ -70,6 +70,7 @@ class Parameters:
         table: scales of rows of a table, or of a token, given its values and their role.
         value: present value of a parameter.
         trainable: whether a parameter counts in the NTK.
+        smooth: whether a scale that was asked for requires gradients.
     """
 
     weight: Callable[[ParameterUse, int, int], Scale]
@@ -77,6 +78,7 @@ class Parameters:
     table: Callable[[str, Tensor, str], Scale]
     value: Callable[[str], Tensor]
     trainable: Callable[[str], bool]
+    smooth: Callable[[], bool]
 
 
 class Lowering:

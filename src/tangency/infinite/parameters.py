@@ -29,6 +29,11 @@ class _Scales:
         self.init = init
         self.standard = parametrization == "standard"
         self._moments: dict[str, float | Tensor] = {}
+        self._smooth = False
+
+    def smooth(self) -> bool:
+        """Whether a moment that was asked for requires gradients."""
+        return self._smooth
 
     def _moment(self, name: str, role: str, fan_in: int, fan_out: int) -> float | Tensor:
         if name not in self._moments:
@@ -37,7 +42,11 @@ class _Scales:
                 if self.init is None
                 else self.init.moment(name, role, fan_in, fan_out)
             )
-        return self._moments[name]
+        return self._noted(self._moments[name])
+
+    def _noted(self, moment: float | Tensor) -> float | Tensor:
+        self._smooth |= isinstance(moment, Tensor) and moment.requires_grad
+        return moment
 
     def weight(self, use: ParameterUse, fan_in: int, fan_out: int) -> Scale:
         """w2, and fan_in (standard) or w2 (NTK parametrisation) for the gradient.
@@ -69,7 +78,7 @@ class _Scales:
             if self.init is None
             else self.init.moment(name, role, 1, values.shape[-1])
         )
-        return self._scale(name, moment, 1.0)
+        return self._scale(name, self._noted(moment), 1.0)
 
     def _scale(self, name: str, moment: float | Tensor, standard: float) -> Scale:
         gradient = standard if self.standard else moment
@@ -102,4 +111,6 @@ def module_parameters(
         scales = _Scales(model, None, parametrization)
     else:
         raise InvalidInput(f'init is {init!r}; use "module" or an Init, e.g. Init.he().')
-    return Parameters(scales.weight, scales.bias, scales.table, scales.value, scales.trainable)
+    return Parameters(
+        scales.weight, scales.bias, scales.table, scales.value, scales.trainable, scales.smooth
+    )

@@ -21,6 +21,7 @@ from tests.infinite.sampling.test_memory_budget import (
 from torch import Tensor, nn
 
 from tangency.errors import InvalidInput
+from tangency.infinite import Init
 from tangency.infinite.sampling import draws, scratch
 from tangency.infinite.sampling.factors import Factor
 from tangency.infinite.sampling.plan import SamplingPlan
@@ -131,9 +132,12 @@ def test_refused_before_the_work_where_the_disk_is_full(monkeypatch: pytest.Monk
         kernel.pair(x[: fitting + 1])
 
 
-def test_nothing_goes_to_files_under_automatic_differentiation() -> None:
-    x, memory = images(12, 12).requires_grad_(), 24 * MEBIBYTE
-    kernel = sampled(MaxPooled(8, 1), x[:2].detach(), samples=128, memory=memory)
+@pytest.mark.parametrize("of", ["data", "scales"])
+def test_nothing_goes_to_files_under_automatic_differentiation(of: str) -> None:
+    x, memory = images(12, 12), 24 * MEBIBYTE
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=of == "scales")
+    kernel = sampled(MaxPooled(8, 1), x[:2], samples=128, memory=memory, init=Init(scale))
+    x.requires_grad_(of == "data")
     with pytest.raises(InvalidInput, match="memory=") as caught:
         kernel.pair(x)
     assert "scratch" not in str(caught.value)

@@ -18,16 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tangency import examples
-from tangency.examples import Examples
-
-__all__ = ["IN_MEMORY", "Scratch", "may_use_files"]
-
-
-def may_use_files(x: Examples) -> bool:
-    """Whether a kernel of these data can use files: on the CPU, without derivatives."""
-    smooth = torch.is_grad_enabled() and any(t.requires_grad for t in examples.tensors(x))
-    return not smooth and all(t.device.type == "cpu" for t in examples.tensors(x))
+__all__ = ["IN_MEMORY", "Scratch"]
 
 
 class Scratch:
