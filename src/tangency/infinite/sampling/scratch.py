@@ -7,6 +7,7 @@ happens when they are many: what is in memory at once stays bounded, however lar
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import shutil
@@ -51,9 +52,7 @@ class Scratch:
 
     def empty(self, *shape: int, like: Tensor) -> Tensor:
         """A tensor of this shape, with the type of another, in memory or in a file."""
-        size = like.element_size()
-        for length in shape:
-            size *= length
+        size = like.element_size() * math.prod(shape)
         if not self.takes(size) or like.device.type != "cpu":
             return like.new_empty(shape)
         return self._mapped(size, like.dtype).view(shape)
@@ -63,10 +62,7 @@ class Scratch:
         together.
         """
         *dims, n1, n2 = shape
-        size = like.element_size() * n1 * n2
-        for length in dims:
-            size *= length
-        if not self.takes(size):
+        if not self.takes(like.element_size() * math.prod(shape)):
             return like.new_empty(shape)
         return self.empty(n1, n2, *dims, like=like).permute(*range(2, len(shape)), 0, 1)
 
