@@ -26,8 +26,8 @@ class Allocations(TorchDispatchMode):
         self._map = Scratch._mapped
 
     def __enter__(self) -> Self:
-        def mapped(scratch: Scratch, size: int, dtype: torch.dtype) -> torch.Tensor:
-            tensor = self._map(scratch, size, dtype)
+        def mapped(scratch: Scratch, size: int) -> torch.Tensor:
+            tensor = self._map(scratch, size)
             storage = tensor.untyped_storage()
             self._files.add(storage._cdata)
             weakref.finalize(storage, self._files.discard, storage._cdata)

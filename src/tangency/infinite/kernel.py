@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -284,11 +285,11 @@ class InfiniteKernel:
             evaluate(side)
         correlated = frozenset(side.draws.correlated)
         side.release()
-        more, takes = plan.samples / REHEARSED, plan.scratch.takes
-        working = Room(self.memory // 8 + plan.scratch.pages)  # tiles and some samples at a time
         # What is exact is computed for each group where all groups cannot have it in common.
-        for keep in (True, False):
-            uses = record.uses(correlated, keep=keep)
+        for keep, scratch in itertools.product((True, False), plan.scratch.finer()):
+            uses, plan = record.uses(correlated, keep=keep), replace(plan, scratch=scratch)
+            more, takes = plan.samples / REHEARSED, scratch.takes
+            working = Room(self.memory // 8 + scratch.pages)  # tiles and some samples at a time
             needed = record.peak(uses, plan.examples, more, takes).plus(working)
             if plan.fits(needed):
                 break

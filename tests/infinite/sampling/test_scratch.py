@@ -114,6 +114,19 @@ def test_memory_is_kept_to_with_files(name: str) -> None:
         assert float(torch.linalg.eigvalsh(matrix)[0]) > -1e-9 * float(matrix.diagonal().mean())
 
 
+def test_small_tensors_share_files(tmp_path: Path) -> None:
+    """As many as there may not be open files."""
+    files = Scratch(tmp_path, least=8, pages=1 << 16)
+    number = torch.zeros((), dtype=torch.float64)
+    tensors = [files.empty(3, 7, like=number).fill_(k) for k in range(5000)]
+    assert len(files._files) < 20
+    assert all(files.holds(t) and bool((t == k).all()) for k, t in enumerate(tensors))
+    assert not files.holds(torch.empty(4096))
+    tensors.clear()
+    files.empty(1 << 20, like=number)
+    assert len(files._files) == 2  # and the one that further small ones share
+
+
 def test_refused_before_the_work_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: DiskUsage(0, 0, 64 * MEBIBYTE))
     x, memory = images(40, 12), 24 * MEBIBYTE

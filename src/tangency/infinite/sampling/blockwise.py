@@ -68,12 +68,21 @@ class BlockwisePairs(Pairs):
         largest = max(gathered, size_of((*layout.left, *layout.free_right)))
         in_file = self.scratch.takes(8 * largest * count**2)
         if size >= count or (by_samples and not in_file):
-            return super()._compute(kind, u, v, layout)
+            found = super()._compute(kind, u, v, layout)
+            return found and type(found)(
+                *(t if t is None else self.scratch.moved(t) for t in found)
+            )
         if key not in self._open:
             self._open[key] = _Assembly(self, key, layout, size)
         result = self._open[key].result()
         del self._open[key]
         return result
+
+    def _moved(self, found: Any) -> Any:
+        """A covariance, in files where it is large."""
+        if found is None:
+            return None
+        return type(found)(*(None if part is None else self.scratch.moved(part) for part in found))
 
     def _pairs_at_a_time(self, key: Key, layout: Layout, gathered: int) -> int:
         _, u, v, _ = key

@@ -279,7 +279,8 @@ class Draws:
         parts = []
         for kind, vectors in enumerate((self._values, self._tangents)):
             noise = self.noise.matched(-1 - 2 * number - kind, size)
-            samples = vectors.extend(value, rows[kind], noise, last=last)
+            scratch = self.plan.scratch
+            samples = vectors.extend(value, rows[kind], noise, last=last, scratch=scratch)
             parts.append(samples.T.reshape(self._whole.stop, -1, *sizes).movedim(1, -1))
         return Draw(*parts)
 

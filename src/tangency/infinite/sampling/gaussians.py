@@ -31,7 +31,15 @@ class GaussianVectors:
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[Row, Tensor]] = {}
 
-    def extend(self, name: Hashable, row: Row, noise: Tensor, *, last: bool = False) -> Tensor:
+    def extend(
+        self,
+        name: Hashable,
+        row: Row,
+        noise: Tensor,
+        *,
+        last: bool = False,
+        scratch: Scratch = IN_MEMORY,
+    ) -> Tensor:
         """Draw the next vector.
 
         Args:
@@ -39,6 +47,7 @@ class GaussianVectors:
             row: what `row` gives for it.
             noise: independent standard normal numbers, `(N, S)`.
             last: whether no later vector is correlated with it.
+            scratch: where noise and samples go.
 
         Returns:
             S samples, `(N, S)`.
@@ -48,8 +57,8 @@ class GaussianVectors:
         for j, block in row.blocks.items():
             samples = samples + block @ self._known[j][1]
         if not last:
-            self._known[name] = row, taken
-        return samples
+            self._known[name] = row, scratch.moved(taken)
+        return scratch.moved(samples)
 
     def row(
         self,
@@ -64,9 +73,10 @@ class GaussianVectors:
             own: its covariance, `(N, N)`, positive semi-definite up to rounding; it is overwritten.
             earlier: its covariance `(N, N_j)` with the vectors j with which it is correlated.
             before: the vectors that come before it, if it is drawn anew and others are there.
-            scratch: where its covariance lies.
+            scratch: where its covariance lies, and the row goes.
         """
-        blocks = self._blocks(earlier, self._known.keys() if before is None else before)
+        before = self._known.keys() if before is None else before
+        blocks = self._blocks(earlier, before, scratch)
         sd = own.diagonal().clamp_min(0).sqrt()
         for block in blocks.values():
             if own.requires_grad or block.requires_grad:
@@ -76,7 +86,7 @@ class GaussianVectors:
         return Row(blocks, Factor(own, sd, scratch))
 
     def _blocks(
-        self, earlier: dict[Hashable, Tensor], before: Container[Hashable]
+        self, earlier: dict[Hashable, Tensor], before: Container[Hashable], scratch: Scratch
     ) -> dict[Hashable, Tensor]:
         """The blocks A_kj, j < k, by forward substitution."""
         blocks: dict[Hashable, Tensor] = {}
@@ -89,7 +99,7 @@ class GaussianVectors:
                     part = blocks[i] @ block.T
                     rest = -part if rest is None else rest - part
             if rest is not None:
-                blocks[j] = known.factor.divide(rest)
+                blocks[j] = scratch.moved(known.factor.divide(rest))
         return blocks
 
 

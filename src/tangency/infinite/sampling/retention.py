@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple, cast
 
 from tangency.infinite.memory import Entry, Memory
-from tangency.infinite.sampling.sizes import InFile, Room, Size, size_of_result
+from tangency.infinite.sampling.sizes import InFile, Room, Size, room_of, size_of_result
 from tangency.infinite.sampling.uses import COVARIANCES, Uses
 from tangency.infinite.values.value import Value
 
@@ -110,17 +110,16 @@ class Record:
                     continue  # it is there, or nobody asks for it again
                 if event.entry[0] == COVARIANCES and uses.passes(cast(Any, event.entry[1])):
                     continue  # it is never there as a whole
-                held, work = (
-                    Room().plus(*(part.room(examples, samples, in_file) for part in parts))
-                    for parts in event.size
-                )
-                noise = event.size.noise.room(examples, samples, in_file)
-                if event.entry in uses.pinned:  # with the white noise that it was drawn from
-                    held = held.plus(noise)
-                elif held.files and is_pooled(event.entry):
-                    work = work.plus(noise)
-                alive[event.entry] = held
-                total = work.plus(*alive.values())
+                held, work = event.size
+                pinned = event.entry in uses.pinned
+                if pinned:  # with the white noise that it was drawn from
+                    held = (*held, *event.size.noise(movable=True))
+                rooms = [room_of(parts, examples, samples, in_file) for parts in (held, work)]
+                if rooms[0].files and is_pooled(event.entry):
+                    noise = event.size.noise(movable=False)
+                    rooms[1] = rooms[1].plus(room_of(noise, examples, samples, in_file))
+                alive[event.entry], work_room = rooms
+                total = work_room.plus(*alive.values())
                 memory, files = max(memory, total.memory), max(files, total.files)
                 done.add(event.entry)
                 for part in uses.over_after(event.entry, done):

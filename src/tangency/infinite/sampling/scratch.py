@@ -15,18 +15,30 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = ["IN_MEMORY", "Scratch"]
 
+_ALIGNED = 64
+"""Bytes at multiples of which tensors begin in a file."""
+
+
+class _File(NamedTuple):
+    """A file that is mapped into memory, and where."""
+
+    mapped: weakref.ref[mmap.mmap]
+    address: int
+    size: int
+
 
 class Scratch:
     """Where tensors go that are too large for memory.
 
     Files have no names: they vanish with the last tensor that lies in them, also if the process is
-    killed. A scratch without a folder keeps everything in memory.
+    killed. Small tensors share files. A scratch without a folder keeps everything in memory.
 
     Args:
         folder: of the files.
@@ -36,10 +48,18 @@ class Scratch:
 
     def __init__(self, folder: Path | None = None, *, least: int = 0, pages: int = 0) -> None:
         self.folder = folder
-        self._least = least
         self.pages = pages
+        self._least = least
         self._touched = 0
-        self._maps: list[weakref.ref[mmap.mmap]] = []
+        self._files: list[_File] = []
+        self._shared: Tensor | None = None
+        """What is left of the file that small tensors share."""
+
+    def finer(self) -> Iterator[Scratch]:
+        """This scratch, and others in the same folder that take ever smaller tensors too."""
+        for share in (1, 16, 256) if self.folder is not None else (1,):
+            least = max(1, self._least // share)
+            yield Scratch(self.folder, least=least, pages=self.pages)
 
     @property
     def free(self) -> int:
@@ -55,7 +75,7 @@ class Scratch:
         size = like.element_size() * math.prod(shape)
         if not self.takes(size) or like.device.type != "cpu":
             return like.new_empty(shape)
-        return self._mapped(size, like.dtype).view(shape)
+        return self._taken(size).view(like.dtype).view(shape)
 
     def covariance(self, *shape: int, like: Tensor) -> Tensor:
         """A covariance `(*dims, n, n)`; in a file, what belongs to a pair of examples lies
@@ -75,9 +95,17 @@ class Scratch:
             yield some
             self.touched(size * (some.stop - some.start))
 
+    def moved(self, tensor: Tensor) -> Tensor:
+        """The tensor, in a file if it is one of those."""
+        if not self.takes(tensor.numel() * tensor.element_size()) or self.holds(tensor):
+            return tensor
+        moved = self.empty(*tensor.shape, like=tensor).copy_(tensor)
+        self.touched(tensor.numel() * tensor.element_size())
+        return moved
+
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in a file, by the size of what it is a part of."""
-        return self.takes(tensor.untyped_storage().nbytes())
+        """Whether a tensor lies in a file."""
+        return any(0 <= tensor.data_ptr() - file.address < file.size for file in self._files)
 
     def touched(self, size: int) -> None:
         """Note that so many bytes in files were read or written."""
@@ -88,21 +116,33 @@ class Scratch:
     def _rest(self) -> None:
         """Give all pages back; what was written stays in the files."""
         self._touched = 0
-        self._maps = [reference for reference in self._maps if reference() is not None]
-        for reference in self._maps:
-            mapped = reference()
+        for file in self._files:
+            mapped = file.mapped()
             if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
-    def _mapped(self, size: int, dtype: torch.dtype) -> Tensor:
+    def _taken(self, size: int) -> Tensor:
+        """So many bytes in a file."""
+        if size > self.pages // 4:
+            return self._mapped(size)
+        begin = -(-size // _ALIGNED) * _ALIGNED
+        if self._shared is None or len(self._shared) < begin:
+            self._shared = self._mapped(max(self.pages, begin))
+        taken, self._shared = self._shared[:size], self._shared[begin:]
+        return taken
+
+    def _mapped(self, size: int) -> Tensor:
+        """A new file."""
         with tempfile.TemporaryFile(dir=self.folder) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now, not later
             else:
                 file.truncate(size)
             mapped = mmap.mmap(file.fileno(), size)
-        self._maps.append(weakref.ref(mapped))
-        return torch.frombuffer(mapped, dtype=dtype)
+        whole = torch.frombuffer(mapped, dtype=torch.uint8)
+        self._files = [file for file in self._files if file.mapped() is not None]
+        self._files.append(_File(weakref.ref(mapped), whole.data_ptr(), size))
+        return whole
 
 
 IN_MEMORY = Scratch()

@@ -14,7 +14,7 @@ from tangency.infinite.sampling.gaussians import Row
 from tangency.infinite.sampling.noise import UNIT
 from tangency.infinite.sampling.products import Factors
 
-__all__ = ["InFile", "Part", "Room", "Size", "size_of_result"]
+__all__ = ["InFile", "Part", "Room", "Size", "room_of", "size_of_result"]
 
 InFile: TypeAlias = Callable[[int], bool]
 """Whether a tensor of so many bytes goes to a file."""
@@ -51,6 +51,11 @@ class Part(NamedTuple):
         return Room(files=size) if self.movable and in_file(size) else Room(memory=size)
 
 
+def room_of(parts: Iterable[Part], examples: int, samples: float, in_file: InFile) -> Room:
+    """The room of some tensors."""
+    return Room().plus(*(part.room(examples, samples, in_file) for part in parts))
+
+
 class Size(NamedTuple):
     """The tensors of a result, and those beside it while it is made or used."""
 
@@ -62,10 +67,9 @@ class Size(NamedTuple):
         """Bytes of what every pair of examples has."""
         return sum(part.pairs for part in self.held)
 
-    @property
-    def noise(self) -> Part:
+    def noise(self, *, movable: bool) -> tuple[Part, ...]:
         """What Gaussian samples are made of: as much as they."""
-        return Part(draws=sum(part.draws for part in self.held), movable=False)
+        return tuple(Part(draws=part.draws, movable=movable) for part in self.held)
 
 
 def size_of_result(result: Any, *, sampled: bool) -> Size:
@@ -84,8 +88,9 @@ def size_of_result(result: Any, *, sampled: bool) -> Size:
         return Size(parts, (Part(white),))
     if isinstance(result, tuple) and all(isinstance(row, Row) for row in result):
         factors = [Part(_factor(row.factor, sampled)) for row in result]
-        blocks = [Part(_all_bytes(row.blocks.values()), movable=False) for row in result]
-        return Size((*factors, *blocks), (max([*factors, *blocks], key=lambda p: p.pairs),))
+        blocks = [Part(_bytes(block)) for row in result for block in row.blocks.values()]
+        # Beside a factor its covariance, and beside blocks those with the vectors before.
+        return Size((*factors, *blocks), (factors[0], *blocks))
     return Size()
 
 
@@ -99,7 +104,3 @@ def _factor(factor: Factor, sampled: bool) -> int:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _all_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(_bytes(tensor) for tensor in tensors)
