@@ -41,12 +41,16 @@ def assemble(
         return kept[of_rows].part(part)
 
     steps = sum(_pairs(tile) for tile in schedule.tiles())
+    mine: Features | None = None
+    yours: Features | None = None
     with tiles.progress(label, steps) as advance:
         for rows in schedule.row_blocks():
+            mine = yours = None  # before the next ones are there
             mine = features(True, rows)
             met = [rows] if symmetric else []
             for columns in [*met, *schedule.column_blocks(rows)]:
                 own = symmetric and columns is rows
+                yours = None
                 yours = mine if own else features(symmetric, columns)
                 tile = tiles.Tile(rows, columns)
                 for name, values in blocks(mine, yours, prepared.layout).items():
@@ -68,6 +72,7 @@ def assemble_diagonal(prepared: Prepared, blocks: Blocks, schedule: Schedule) ->
             for name, values in blocks(features, features, prepared.layout).items():
                 given = values[:, 0, 0].to(prepared.cotangents.dtype)
                 parts.setdefault(name, []).append(given)
+            del features  # before the next ones are there
             advance(rows.stop - rows.start)
     return {name: torch.cat(found) for name, found in parts.items()}
 
