@@ -20,6 +20,7 @@ __all__ = [
     "concatenate",
     "count",
     "dense",
+    "largest",
     "take",
     "tensors",
 ]
@@ -50,6 +51,15 @@ def take(x: Examples, index: slice | Tensor) -> Examples:
 def concatenate(x1: Examples, x2: Examples) -> Examples:
     """Examples of `x1` followed by those of `x2` (same tree structure)."""
     return pytree.tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, x1, x2)
+
+
+def largest(x: Examples) -> int:
+    """Which example has the largest norm, over all its floating-point numbers."""
+    total = torch.zeros(count(x), dtype=torch.float64)
+    for leaf in tensors(x):
+        if leaf.is_floating_point():
+            total += leaf.detach().reshape(len(leaf), -1).double().square().sum(1).cpu()
+    return int(total.argmax())
 
 
 def cast(x: Examples, dtype: torch.dtype) -> Examples:

@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, cast
 
@@ -174,7 +175,7 @@ class InfiniteKernel:
         """Both kernels, of so many examples at a time that their sides fit into memory."""
         first, second = x1, x1 if x2 is None else x2
         count, symmetric = (examples.count(first), examples.count(second)), x2 is None
-        plan = tiles.plan(*count, self._examples_per_side, symmetric=symmetric)
+        plan = tiles.plan(*count, self._examples_per_side(first), symmetric=symmetric)
         whole: list[Tensor] = []
         for tile in plan:
             if tile.columns.start == plan[0].columns.start or tile.rows == tile.columns:
@@ -190,13 +191,17 @@ class InfiniteKernel:
                 tiles.fill(kernel, tile, block, symmetric=symmetric)
         return KernelPair(*whole)
 
-    @property
-    def _examples_per_side(self) -> int:
-        return examples_per_side(self._lowering.values)
+    def _examples_per_side(self, x: Examples) -> int:
+        @cache
+        def one() -> Side:
+            largest = examples.largest(x)
+            return self._side(examples.take(x, slice(largest, largest + 1)))
+
+        return examples_per_side(self._lowering.values, one)
 
     def _exact_diagonal(self, x: Examples) -> KernelPair:
         """The same of the diagonal."""
-        size, count = self._examples_per_side, examples.count(x)
+        size, count = self._examples_per_side(x), examples.count(x)
         parts = [examples.take(x, slice(i, i + size)) for i in range(0, count, size)]
         found = [self._evaluation.diagonal(self._side(part)) for part in parts]
         return KernelPair(*(torch.cat(kernels) for kernels in zip(*found, strict=True)))

@@ -27,9 +27,14 @@ _MANY = 16
 """Pairs of examples in a tile from which its size need not be known better."""
 
 
-def examples_per_side(values: Iterable[Value]) -> int:
-    """Examples whose one-example quantities of these values take a quarter of the budget."""
-    numbers = sum(value.numbers_held * size_of(value.positions) for value in values)
+def examples_per_side(values: Iterable[Value], one: Callable[[], Side]) -> int:
+    """Examples whose one-example quantities of these values take a quarter of the budget.
+
+    Args:
+        values: of the network.
+        one: a side of the example with the largest norm.
+    """
+    numbers = sum(value.numbers_held(one) * size_of(value.positions) for value in values)
     return max(1, MEMORY_BUDGET // 4 // (8 * numbers))
 
 

@@ -17,7 +17,7 @@ __all__ = ["PART", "joined", "parts", "representatives"]
 PART = 1024
 """Standard deviations of a part."""
 
-_FEW = 512
+_FEW = 128
 """Representatives of one kind of standard deviation."""
 
 
@@ -34,8 +34,9 @@ def representatives(*sds: Tensor) -> Tensor:
 
 
 def parts(*sds: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Parts of vectors `(N,)` of equal length."""
-    yield from zip(*(sd.split(PART) for sd in sds), strict=True)
+    """Parts of vectors `(N,)` of equal length; with more of them, a node takes more memory."""
+    size = max(1, PART // len(sds) ** 2)
+    yield from zip(*(sd.split(size) for sd in sds), strict=True)
 
 
 def joined(

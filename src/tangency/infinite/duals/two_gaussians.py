@@ -27,10 +27,6 @@ __all__ = ["DualOfTwo", "dual_of_two"]
 class DualOfTwo(Protocol):
     """Second moments of psi and of its derivatives, over pairs of two sides."""
 
-    @property
-    def numbers_of_a_side(self) -> int:
-        """Numbers that `moments` gives for each standard deviation, about."""
-
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side (standard deviations of shape S), by name.
 

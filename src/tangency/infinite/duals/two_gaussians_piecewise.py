@@ -99,11 +99,6 @@ class PiecewiseLinearOfTwo:
     cones: Cones
     nodes: int | None = None
 
-    @property
-    def numbers_of_a_side(self) -> int:
-        """Of each ray, and of the whole."""
-        return RAY_NUMBERS * len(self.cones.rays) + 2 * SIDE_NUMBERS
-
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side, of standard deviations sd1, sd2 (both of shape S).
 

@@ -69,11 +69,6 @@ class SmoothOfTwo:
     function: FunctionOfTwo
     uniform: bool = False
 
-    @property
-    def numbers_of_a_side(self) -> int:
-        """Those of the second least degree, where standard deviations are below one."""
-        return 2 * (_DEGREES[1] + 1) ** 2
-
     def moments(self, sd1: Tensor, sd2: Tensor) -> dict[str, Tensor]:
         """What `pair` needs of one side, of standard deviations sd1, sd2 (both of shape S).
 

@@ -77,9 +77,8 @@ class Composite(Value):
     def parts(self) -> tuple[Value, ...]:
         return (self.source,)
 
-    @property
-    def numbers_held(self) -> int:
-        return super().numbers_held + (_OF_A_SERIES if self.dual is None else 0)
+    def numbers_held(self, one: Callable[[], Side]) -> int:
+        return super().numbers_held(one) + (_OF_A_SERIES if self.dual is None else 0)
 
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         source = to_positions(parts[0], self.source.positions, self.positions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from tangency.infinite.values.composite import TOLERATED, AccuracyWarning
 from tangency.infinite.values.concrete import product_of_means
 from tangency.infinite.values.sampled import sampled_moments
 from tangency.infinite.values.value import Value, to_positions
+from tangency.program.axes import size_of
 
 if TYPE_CHECKING:
     from tangency.infinite.pairs import Pairs
@@ -63,9 +64,12 @@ class CompositeOfTwo(Value):
     def parts(self) -> tuple[Value, ...]:
         return self.sources
 
-    @property
-    def numbers_held(self) -> int:
-        return super().numbers_held + self.dual.numbers_of_a_side
+    def numbers_held(self, one: Callable[[], Side]) -> int:
+        """The degree of a series grows with the variances."""
+        side = one()
+        names = side.names(self, "expansion")
+        held = sum(self.entry("expansion", name, side).numel() for name in names)
+        return super().numbers_held(one) + held // size_of(self.positions)
 
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         first, second = (

@@ -147,9 +147,12 @@ class Value(ABC):
         """Number of positions that the value is made of."""
         return 1
 
-    @property
-    def numbers_held(self) -> int:
-        """Numbers that a side remembers of it for every example and position, about."""
+    def numbers_held(self, one: Callable[[], Side]) -> int:
+        """Numbers that a side remembers of it for every example and position, about.
+
+        Args:
+            one: a side of the example with the largest norm, for values of which the data decide.
+        """
         return 6
 
     @property
