@@ -162,7 +162,7 @@ POINTS: dict[str, Point] = {
     "gelu_residual": Point(
         "2 convolutions with GELU, the second residual, flattened",
         lambda: Activated(functional.gelu, 2, residual=True),
-        20,
+        8,
     ),
     "resnet18": Point("ResNet-18, basic blocks", resnet18, 4, options=SAMPLED),
     "resnet18_more": Point("ResNet-18, basic blocks", resnet18, 8, options=SAMPLED | FEWER),

@@ -177,14 +177,20 @@ class InfiniteKernel:
         count, symmetric = (examples.count(first), examples.count(second)), x2 is None
         plan = tiles.plan(*count, self._examples_per_side(first), symmetric=symmetric)
         whole: list[Tensor] = []
+        rows: Side | None = None
         for tile in plan:
-            if tile.columns.start == plan[0].columns.start or tile.rows == tile.columns:
+            begins = tile.columns.start == plan[0].columns.start or tile.rows == tile.columns
+            if rows is None or begins:
+                if rows is not None:
+                    rows.clear()
                 rows = self._side(examples.take(first, tile.rows))
             same = symmetric and tile.rows == tile.columns
             columns = rows if same else self._side(examples.take(second, tile.columns))
             pair = self._evaluation.pair(rows, columns, symmetric=same)
             if len(plan) == 1:
                 return pair
+            if columns is not rows:
+                columns.clear()
             if not whole:
                 whole = [kernel.new_empty(*count, *kernel.shape[2:]) for kernel in pair]
             for kernel, block in zip(whole, pair, strict=True):
@@ -203,7 +209,11 @@ class InfiniteKernel:
         """The same of the diagonal."""
         size, count = self._examples_per_side(x), examples.count(x)
         parts = [examples.take(x, slice(i, i + size)) for i in range(0, count, size)]
-        found = [self._evaluation.diagonal(self._side(part)) for part in parts]
+        found = []
+        for part in parts:
+            side = self._side(part)
+            found.append(self._evaluation.diagonal(side))
+            side.clear()
         return KernelPair(*(torch.cat(kernels) for kernels in zip(*found, strict=True)))
 
     def _go_over_to_samples(self, error: NeedsSamples) -> None:

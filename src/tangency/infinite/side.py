@@ -121,6 +121,13 @@ class Side:
             else:
                 memory.forget_samples()
 
+    def clear(self) -> None:
+        """Forget everything, at once: sides are parts of reference cycles."""
+        for memory in (self._memo, self.pairs.memory):
+            memory.clear()
+        self._open.clear()
+        self._concrete.clear()
+
     @property
     def by_samples(self) -> bool:
         """Whether there are samples, and so covariances of all pairs of examples."""
