@@ -118,3 +118,10 @@ def test_like_the_example() -> None:
     """The number of examples, the precision and the order of a dictionary are free."""
     x = {"b": (Y[:1], [X[:1].double()]), "a": X[:1]}
     examples.check(x, like=TREE)
+
+
+def test_the_largest_example_is_that_of_all_floating_point_tensors() -> None:
+    x = (torch.tensor([1.0, 2.0, 0.0]), {"y": torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 2.0]])})
+    assert examples.largest(x) == 0
+    assert examples.largest((x[0], torch.tensor([9, 9, 99]))) == 1
+    assert examples.largest(torch.tensor([4, 5])) == 0

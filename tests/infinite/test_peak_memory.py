@@ -8,7 +8,9 @@ from tests.infinite.allocations import Allocations
 from torch import nn
 
 from tangency import InfiniteKernel
+from tangency.examples import Examples
 from tangency.infinite import planning, side
+from tangency.infinite.side import Side
 
 SIZE = 8
 BLOCK = SIZE**4 * 8
@@ -56,3 +58,24 @@ def test_chunks_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side, "CHUNK", 100 * SIZE**4)
     monkeypatch.setattr(side, "MEMORY_BUDGET", 4 * 80 * BLOCK)
     assert peak_blocks(4, 8, 1) < 85
+
+
+def test_sides_are_let_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are parts of reference cycles, and would stay until Python looks for these."""
+    monkeypatch.setattr("tangency.infinite.kernel.examples_per_side", lambda *_: 2)
+    x = torch.randn(7, 3, SIZE, SIZE, dtype=torch.float64)
+    kernel = InfiniteKernel(pooled(2), x, compile=False)
+    make, sides = kernel._side, list[Side]()
+
+    def side_of(x: Examples) -> Side:
+        sides.append(make(x))
+        return sides[-1]
+
+    monkeypatch.setattr(kernel, "_side", side_of)
+    kernel.pair(x)
+    assert len(sides) == 10  # of four tiles on the diagonal and six beside it
+    assert sum(bool(side._memo) for side in sides) == 1
+    sides.clear()
+    kernel.diagonal(x)
+    assert len(sides) == 4
+    assert not any(side._memo for side in sides)

@@ -105,7 +105,11 @@ class Scratch:
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in a file."""
-        return any(0 <= tensor.data_ptr() - file.address < file.size for file in self._files)
+        address = tensor.data_ptr()
+        return any(
+            0 <= address - file.address < file.size and file.mapped() is not None
+            for file in self._files
+        )
 
     def touched(self, size: int) -> None:
         """Note that so many bytes in files were read or written."""

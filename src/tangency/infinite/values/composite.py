@@ -33,6 +33,9 @@ TOLERATED = 1e-2
 _OF_A_SERIES = 128
 """Numbers of a Hermite series: some 30 coefficients of a smooth function, 300 of one with kinks."""
 
+_AT_ALL_NODES = 8 * 800
+"""Numbers while a series is made, of a function that varies: it cannot be made in parts."""
+
 
 class AccuracyWarning(UserWarning):
     """A numerical dual is less accurate than usual; the message says how much."""
@@ -78,7 +81,8 @@ class Composite(Value):
         return (self.source,)
 
     def numbers_held(self, one: Callable[[], Side]) -> int:
-        return super().numbers_held(one) + (_OF_A_SERIES if self.dual is None else 0)
+        series = _OF_A_SERIES if self.fixed else _AT_ALL_NODES
+        return super().numbers_held(one) + (series if self.dual is None else 0)
 
     def from_parts(self, side: Side, *parts: Tensor) -> Tensor:
         source = to_positions(parts[0], self.source.positions, self.positions)
