@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from tangency import examples
+from tangency.empirical.cudnn import exact_cudnn
 from tangency.empirical.outputs import Tail
 from tangency.empirical.randomness import preserved
 from tangency.errors import InvalidInput
@@ -229,11 +230,12 @@ def differentiable_copy(x: Examples) -> Examples:
 
 @contextmanager
 def undisturbed(model: nn.Module, x: Examples) -> Iterator[None]:
-    """With autograd on; the state of random generators is put back afterwards."""
+    """With autograd on, exactly; the state of random generators is put back afterwards."""
     tensors = (*examples.tensors(x), *model.parameters(), *model.buffers())
     devices = {t.device for t in tensors if t.device.type == "cuda"}
     with (
         preserved(sorted(devices, key=str)),
+        exact_cudnn(model) if devices else nullcontext(),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
