@@ -33,7 +33,7 @@ class Case:
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return self.make().to(DTYPE).eval()
+        return self.make().double().eval()  # complex parameters stay complex
 
 
 def reference_jacobian(model: nn.Module, x: Examples) -> tuple[Tensor, Tensor]:
@@ -48,10 +48,11 @@ def reference_jacobian(model: nn.Module, x: Examples) -> tuple[Tensor, Tensor]:
         for value in output:
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             flat = [
-                torch.zeros_like(p) if g is None else g
+                torch.zeros_like(p) if g is None else g.to_dense()
                 for p, g in zip(parameters, gradients, strict=True)
             ]
-            jacobian.append(torch.cat([g.reshape(-1) for g in flat]))
+            real = [torch.view_as_real(g) if g.is_complex() else g for g in flat]
+            jacobian.append(torch.cat([g.reshape(-1) for g in real]))
         rows.append(torch.stack(jacobian))
     return torch.stack(outputs), torch.stack(rows)
 
@@ -144,6 +145,23 @@ def untracked(m: Lambda, x: Tensor) -> Tensor:
     with torch.no_grad():
         scale = m.first(x).mean(-1, keepdim=True)
     return m.second(m.first(x).tanh() * scale)
+
+
+def experts(m: Lambda, x: Tensor) -> Tensor:
+    """The two best of three layers for every token (Shazeer et al., 2017)."""
+    tokens = x.flatten(0, 1)
+    weights, best = m.gate(tokens).softmax(-1).topk(2)
+    total = torch.zeros_like(tokens)
+    for i, layer in enumerate((m.a, m.b, m.c)):
+        row, rank = torch.where(best == i)
+        total = total.index_add(0, row, layer(tokens[row]).tanh() * weights[row, rank, None])
+    return m.out(total.view_as(x).sum(1))
+
+
+def spectral_convolution(m: Lambda, x: Tensor) -> Tensor:
+    """A layer of a Fourier neural operator (Li et al., 2021), with complex weights."""
+    modes = torch.einsum("nck,cdk->ndk", torch.fft.rfft(m.entry(x))[..., :3], m.weight)
+    return m.out(torch.fft.irfft(modes, n=6).tanh().flatten(1))
 
 
 class StraightThrough(torch.autograd.Function):
@@ -588,6 +606,48 @@ CASES = [
             b=linear(3, 2),
         ),
         real(4),
+    ),
+    Case(
+        "experts chosen by the data",
+        lambda: Lambda(
+            experts,
+            gate=linear(4, 3),
+            **{name: linear(4, 4) for name in "abc"},
+            out=linear(4, 2),
+        ),
+        real(2, 4),
+    ),
+    Case(
+        "complex weights",
+        lambda: Lambda(
+            spectral_convolution,
+            entry=linear(6, 6),
+            weight=nn.Parameter(torch.randn(2, 3, 3, dtype=torch.complex128)),
+            out=linear(18, 2),
+        ),
+        real(2, 6),
+    ),
+    Case(
+        "sparse gradients of a table",
+        lambda: Lambda(
+            lambda m, x: m.b(m.a(x).mean(1).tanh()),
+            a=nn.Embedding(7, 4, sparse=True),
+            b=linear(4, 2),
+        ),
+        tokens(3, 7),
+    ),
+    Case(
+        "slopes of negative values",
+        lambda: Lambda(
+            lambda m, x: m.c(m.h(m.f(m.b(m.g(m.a(x)).flatten(1))))),
+            a=nn.Conv2d(2, 3, 3),
+            g=nn.PReLU(3),
+            b=linear(12, 4),
+            f=nn.PReLU(),
+            h=nn.PReLU(4),
+            c=linear(4, 2),
+        ),
+        real(2, 4, 4),
     ),
     Case("parameter reached by another reference", aliased, real(4)),
     Case("adapters on a frozen layer", lora, real(4)),

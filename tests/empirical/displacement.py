@@ -26,8 +26,9 @@ def moved(model: nn.Module, size: float = 1.0) -> Tensor:
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                steps.append(size * torch.randn(p.shape, dtype=p.dtype, generator=generator))
-                p += steps[-1]
+                step = size * torch.randn(p.shape, dtype=p.dtype, generator=generator)
+                p += step
+                steps.append(torch.view_as_real(step) if p.is_complex() else step)
     return torch.cat([step.reshape(-1) for step in steps])
 
 

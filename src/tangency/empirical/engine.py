@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical import jacobian, passage, probe
+from tangency.empirical.alignment import common
 from tangency.empirical.costs import Layout, Term, term
+from tangency.empirical.entries import real_shape
 from tangency.empirical.features import Features
 from tangency.empirical.function import evaluate, user_module
 from tangency.empirical.gradients import Explicit, Gradients
@@ -22,7 +24,7 @@ from tangency.empirical.recording import Recording, versions
 from tangency.empirical.schedule import Work
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
-from tangency.program.trace import Trace
+from tangency.program.trace import Trace, location
 
 __all__ = ["Engine", "Preparations", "prepare"]
 
@@ -143,7 +145,7 @@ class Engine:
     def work(self, out: int, layout: Layout) -> Work:
         """What a kernel of `out` outputs needs of every example."""
         terms = dict(self.terms) | {
-            name: [[Term("written out", 0, 0, 0, 1, p.numel(), 0, p.numel() * p.element_size())]]
+            name: [[Term("written out", 0, 0, 0, 1, real_shape(p).numel(), 0, p.nbytes)]]
             for name, p in self.rest.items()
         }
         # The values, and while cotangents go backward, those of one output.
@@ -241,10 +243,15 @@ def prepare(
 
 
 def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
+    reason = "the recorded graph has other outputs"
     for _ in range(2):  # a kept graph may be out of date: once more with a new one
         trace = recording.get(tried.x)
         if trace is None:
             return replace(engine, reasons=dict.fromkeys(engine.rest, recording.reason))
+        shared = common(trace)
+        if shared is not None:
+            reason = f"{location(shared)} is of all examples of a batch"
+            break
         chosen: dict[str, Group] = {}
         if not tried.custom_backward:
             chosen = groups(trace, engine.rest, engine.parameters)
@@ -265,9 +272,7 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
                 known=_two_known(tried),
             )
         recording.forget()
-    engine = replace(
-        engine, reasons=dict.fromkeys(engine.rest, "the recorded graph has other outputs")
-    )
+    engine = replace(engine, reasons=dict.fromkeys(engine.rest, reason))
     if tried.batch is not None and not tried.confirms_outputs(tried.batch):
         name = type(user_module(engine.model)).__name__
         raise InvalidInput(
@@ -283,7 +288,10 @@ def _reason(name: str, chosen: Mapping[str, Group], tried: Probe) -> str:
     if tried.custom_backward:
         return "a custom autograd.Function, whose backward pass is not recorded, is in the module"
     if name not in chosen:
-        return "it meets the data in an operation with several results"
+        return (
+            "it is complex, or meets the data in an operation with several results, or where the "
+            "data say in which order rows stand"
+        )
     return "the recorded graph has another gradient (no_grad, hooks, a scrambled batch)"
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "refuse_training_effects",
     "trainable",
     "undisturbed",
+    "unwrapped",
     "user_data",
     "user_module",
 ]
@@ -106,6 +107,26 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             if held.keys() != before.keys() or any(held[k] is not v for k, v in before.items()):
                 held.clear()
                 held.update(before)
+
+
+def unwrapped(model: object) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    Raises:
+        InvalidInput: `model` is no module, or holds a TorchScript one.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidInput(
+                f"{f'module {name!r}' if name else 'model'} is a TorchScript module, which cannot "
+                "be called with other parameters: pass the Python module that it was made from."
+            )
+    inner: object = getattr(model, "_orig_mod", None)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def user_module(model: nn.Module) -> nn.Module:

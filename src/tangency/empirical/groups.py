@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from tangency.empirical.alignment import misaligned
 from tangency.empirical.derivation import Derivations
 from tangency.empirical.gradients import Explicit, Gradients, add
 from tangency.empirical.passage import Order, Passage
@@ -98,20 +99,29 @@ class Group:
 def groups(
     trace: Trace, names: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
 ) -> dict[str, Group]:
-    """Those of `names` whose every use has a site. `parameters` are all of the module's."""
-    derivations = Derivations(trace)
+    """Those of `names`, complex ones apart, whose every use has a site. `parameters` are all of the
+    module's.
+    """
+    derivations, lost = Derivations(trace), misaligned(trace)
     found = {}
     for name in names:
-        group = _group(name, derivations, parameters)
+        if parameters[name].is_complex():
+            continue
+        group = _group(name, derivations, parameters, lost)
         if group is not None:
             found[name] = group
     return found
 
 
-def _group(name: str, derivations: Derivations, parameters: Mapping[str, Tensor]) -> Group | None:
+def _group(
+    name: str,
+    derivations: Derivations,
+    parameters: Mapping[str, Tensor],
+    lost: frozenset[fx.Node],
+) -> Group | None:
     size = parameters[name].numel()
     nodes = derivations.of(name)
-    sites = {node: _sites(node, derivations) for node in nodes}
+    sites = {node: [_site(u, node, lost) for u in derivations.uses(node)] for node in nodes}
     if any(None in found for found in sites.values()):
         return None
     if not nodes:  # it does not reach the outputs
@@ -127,8 +137,10 @@ def _group(name: str, derivations: Derivations, parameters: Mapping[str, Tensor]
     return Group(name, size, separate)
 
 
-def _sites(node: fx.Node, derivations: Derivations) -> list[Site | None]:
-    return [ruled_site(use, node) or local_site(use, node) for use in derivations.uses(node)]
+def _site(use: fx.Node, node: fx.Node, lost: frozenset[fx.Node]) -> Site | None:
+    if not lost.isdisjoint((use, *use.all_input_nodes)):
+        return None
+    return ruled_site(use, node) or local_site(use, node)
 
 
 def _separate(pieces: list[Piece]) -> tuple[Piece, ...] | None:

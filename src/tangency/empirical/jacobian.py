@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tangency import examples
+from tangency.empirical.entries import as_real, real_shape
 from tangency.empirical.function import detached, evaluate
 from tangency.examples import Examples
 
@@ -19,7 +20,8 @@ __all__ = ["by_autograd", "by_vmap"]
 def by_autograd(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Examples, cotangents: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs (n, out) and Jacobians {name: (n, k, size)}, one example and one cotangent at a time.
+    """Outputs (n, out) and Jacobians {name: (n, k, size)}, one example and one cotangent at a time;
+    of complex parameters with real and imaginary parts as entries.
 
     `cotangents` (k, out) are pulled back to the module's own parameters: plain autograd, which
     needs no batching rule and sees parameters however the module reaches them. `.grad` is not
@@ -27,7 +29,8 @@ def by_autograd(
     """
     n, k = examples.count(x), len(cotangents)
     jacobian = {
-        name: parameter.new_zeros(n, k, parameter.numel()) for name, parameter in parameters.items()
+        name: as_real(parameter).new_zeros(n, k, real_shape(parameter).numel())
+        for name, parameter in parameters.items()
     }
     outputs = []
     for i in range(n):
@@ -45,7 +48,7 @@ def by_autograd(
             )
             for rows, gradient in zip(jacobian.values(), gradients, strict=True):
                 if gradient is not None:
-                    rows[i, j] = gradient.detach().reshape(-1)
+                    rows[i, j] = as_real(gradient.detach()).reshape(-1)
     return torch.cat(outputs), jacobian
 
 
@@ -81,7 +84,7 @@ def by_vmap(
         outputs, pulled = torch.func.vmap(one_example)(*examples.tensors(x))
     n = examples.count(x)
     jacobian = {
-        name: torch.stack([row[name].reshape(n, -1) for row in pulled], dim=1).detach()
+        name: torch.stack([as_real(row[name]).reshape(n, -1) for row in pulled], dim=1).detach()
         for name in values
     }
     return outputs.detach(), jacobian

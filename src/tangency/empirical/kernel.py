@@ -12,7 +12,12 @@ from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
 from tangency.empirical.costs import Layout
 from tangency.empirical.features import Features, nngp_block, ntk_block, ntk_blocks
-from tangency.empirical.function import differentiable_copy, undisturbed, user_data
+from tangency.empirical.function import (
+    differentiable_copy,
+    undisturbed,
+    unwrapped,
+    user_data,
+)
 from tangency.empirical.matrix_free import products
 from tangency.empirical.matrix_free.operator import KernelOperator
 from tangency.empirical.outputs import Output, described
@@ -56,7 +61,8 @@ class EmpiricalKernel:
     the dtype of the outputs; half precision is accumulated in float32.
 
     Args:
-        model: any module that returns real tensors with one row per example.
+        model: any module that returns real tensors with one row per example; those of
+            `torch.compile`, `DataParallel` and `DistributedDataParallel` are looked through.
         output: what the kernel is of.
             "full" gives kernels (n1, n2, out, out), "diagonal" (n1, n2, out), "trace" the mean
             over outputs (n1, n2), an integer that one output (n1, n2).
@@ -73,7 +79,8 @@ class EmpiricalKernel:
             matrix itself.
 
     Raises:
-        InvalidInput: `output` is none of these, or a pattern matches no parameter.
+        InvalidInput: `model` is no such module, `output` none of these, or a pattern matches no
+            parameter.
     """
 
     def __init__(
@@ -84,11 +91,9 @@ class EmpiricalKernel:
         parameters: str | Sequence[str] | None = None,
         memory: int = 2**31,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
         if memory < 1:
             raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
-        self._subject = Subject(model, output, parameters)
+        self._subject = Subject(unwrapped(model), output, parameters)
         self.model = model
         self.output = output
         self.parameters = parameters
@@ -185,11 +190,12 @@ class EmpiricalKernel:
             InvalidInput: data or a module as in `ntk`; no layer of that name, or none is called.
         """
         with self._subject.prepared(x1, x2, gradients=False) as prepared:
-            first, second, function = prepared.x1, prepared.x2, self._subject.function
+            first, second, subject = prepared.x1, prepared.x2, self._subject
+            function = subject.function
             rows = user_data(function, first)
             columns = None if second is None else user_data(function, second)
             together = prepared.engine.trace is not None  # such a graph has no branches on data
-            return conjugate_kernel(self.model, rows, columns, layer, together=together)
+            return conjugate_kernel(subject.model, rows, columns, layer, together=together)
 
     def operator(self, x1: Examples, x2: Examples | None = None) -> KernelOperator:
         """The NTK as an exact linear operator that never writes the matrix down, with `@`.
@@ -210,8 +216,10 @@ class EmpiricalKernel:
         with self._subject.prepared(x1, x2, gradients=True) as prepared:
             first, second, subject = prepared.x1, prepared.x2, self._subject
             function, parameters = subject.function, subject.parameters
+            # Without a graph nothing tells whether the module keeps the examples apart.
+            alone, memory = prepared.engine.trace is None, self.memory
             return KernelOperator(
-                products.prepare(function, parameters, first, second, memory=self.memory),
+                products.prepare(function, parameters, first, second, alone=alone, memory=memory),
                 first,
                 second,
                 prepared.cotangents,
@@ -276,7 +284,7 @@ class EmpiricalKernel:
         x = checked(x, "x")
         subject = self._subject
         parameters = list(subject.parameters.values())
-        with undisturbed(self.model, x):
+        with undisturbed(subject.model, x):
             return verification.verify(
                 self.ntk,
                 subject.outputs,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from tangency import examples
+from tangency.empirical.entries import as_real
 from tangency.empirical.function import evaluate, user_module
 from tangency.empirical.jacobian import by_autograd
 from tangency.empirical.randomness import PASSES, drawn, refusal
@@ -129,7 +130,7 @@ def _reference(
         if tensors and total.requires_grad:
             found = torch.autograd.grad(total, tensors, allow_unused=True)
         return {
-            name: (p.new_zeros(p.shape) if gradient is None else gradient).detach().flatten()
+            name: as_real(torch.zeros_like(p) if gradient is None else gradient).detach().flatten()
             for (name, p), gradient in zip(parameters.items(), found, strict=True)
         }
     _, jacobian = by_autograd(model, parameters, x, cotangent)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical.costs import Layout
+from tangency.empirical.entries import as_real
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
 
@@ -171,7 +172,7 @@ def _product(a: Tensor, b: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for u, v in zip(_gradients(a, parameters), _gradients(b, parameters), strict=True):
         if u is not None and v is not None:
-            total += (u.double() * v.double()).sum().to(total.device)
+            total += (as_real(u).double() * as_real(v).double()).sum().to(total.device)
     return total
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical import linearize
-from tangency.empirical.function import evaluate, named, trainable
+from tangency.empirical.function import evaluate, named, trainable, unwrapped
 from tangency.empirical.linearized.linearization import TaylorModel
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
@@ -35,8 +35,6 @@ class Replica:
 
     def __init__(self, model: nn.Module) -> None:
         """Raises InvalidInput for what is no module, cannot be copied or is all frozen."""
-        if not isinstance(model, nn.Module):
-            raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
         self.network = _copied(unwrapped(model)).eval()
         free = trainable(named(self.network, None))
         self.start = {name: p.detach().clone() for name, p in free.items()}
@@ -108,14 +106,6 @@ class Replica:
                 )
             with torch.no_grad():
                 tensor.copy_(values[name].detach())
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
-    inner: object = getattr(model, "_orig_mod", None)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = model.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _bare(name: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tangency.empirical.entries import as_parameter, as_real
 from tangency.empirical.linearized.calls import Call, Returned
 from tangency.empirical.matrix_free.attention import elementary_attention
 from tangency.empirical.matrix_free.products import ParameterVectors, agree, trial_vectors
@@ -70,9 +71,10 @@ def _gradients(call: Call) -> ParameterVectors:
         )
     total = _weighted(returned.real)
     if not total.requires_grad:
-        return {name: torch.zeros_like(value)[None] for name, value in call.initial.items()}
+        zeros = {name: torch.zeros_like(value) for name, value in call.initial.items()}
+        return {name: as_real(zero)[None] for name, zero in zeros.items()}
     pulled = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-    return {name: g.detach()[None] for name, g in zip(call.initial, pulled, strict=True)}
+    return {name: as_real(g.detach())[None] for name, g in zip(call.initial, pulled, strict=True)}
 
 
 def _weighted(outputs: Sequence[Tensor]) -> Tensor:
@@ -88,7 +90,10 @@ def _objection(expand: Expansion, call: Call, degree: int, expected: ParameterVe
     """Why `expand` does not serve the module; nothing if it does."""
     vectors, products = trial_vectors(expected)
     dtype = next(iter(expected.values())).dtype
-    moves = [{name: v[i] for name, v in vectors.items()} for i in range(2)]
+    moves = [
+        {name: as_parameter(v[i], call.initial[name]) for name, v in vectors.items()}
+        for i in range(2)
+    ]
     still = {name: torch.zeros_like(value) for name, value in call.initial.items()}
     try:
         start, pulled = _value_and_gradients(expand, replace(call, displacement=still), 1)
@@ -99,7 +104,10 @@ def _objection(expand: Expansion, call: Call, degree: int, expected: ParameterVe
         # The module has been seen to run and differentiate: it is this way that fails.
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     whole = float(torch.stack([g.double().norm() for g in expected.values()]).norm())
-    right = [agree(g, expected[name][0].double(), dtype, floor=whole) for name, g in pulled.items()]
+    right = [
+        agree(as_real(g), expected[name][0].double(), dtype, floor=whole)
+        for name, g in pulled.items()
+    ]
     if all(right) and agree(torch.stack(ends)[:, None] - start, products, dtype):
         return ""
     return (
@@ -245,7 +253,8 @@ def _output_by_output(
         pulled = torch.autograd.grad(
             output, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.stack([(g * v).sum() for g, v in zip(pulled, direction, strict=True)]).sum()
+        pairs = zip(map(as_real, pulled), map(as_real, direction), strict=True)
+        return torch.stack([(g * v).sum() for g, v in pairs]).sum()
 
     return [
         torch.stack([product(single) for single in output.flatten()]).view_as(output)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tangency.empirical.function import named, refuse_training_effects, trainable
+from tangency.empirical.function import named, refuse_training_effects, trainable, unwrapped
 from tangency.empirical.linearized.calls import Call
 from tangency.empirical.linearized.directional import Expansion, expansion
 from tangency.errors import InvalidInput
@@ -83,8 +83,7 @@ class TaylorModel(nn.Module):
         parameters: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        model = unwrapped(model)
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
             raise InvalidInput(f"degree={degree!r}: give a positive integer (1 is linear).")
         refuse_training_effects(model)

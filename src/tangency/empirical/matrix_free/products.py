@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tangency import examples
 from tangency.empirical import probe
+from tangency.empirical.entries import as_parameter, as_real, real_shape
 from tangency.empirical.function import detached, evaluate
 from tangency.empirical.jacobian import by_autograd
 from tangency.empirical.matrix_free.attention import elementary_attention
@@ -29,7 +30,7 @@ from tangency.examples import Examples
 __all__ = ["JacobianProducts", "ParameterVectors", "agree", "prepare", "trial_vectors"]
 
 ParameterVectors: TypeAlias = "dict[str, Tensor]"
-"""m vectors in the space of parameters: name -> (m, *shape of the parameter)."""
+"""m vectors in the space of parameters: name -> (m, *shape of the parameter), in real numbers."""
 
 _Parameters: TypeAlias = Mapping[str, nn.Parameter]
 _Push: TypeAlias = Callable[[nn.Module, _Parameters, Examples, ParameterVectors], Tensor]
@@ -69,7 +70,9 @@ class JacobianProducts:
     def transposed(self, x: Examples, cotangents: Tensor) -> ParameterVectors:
         """J^T u for m vectors u: `cotangents` (m, n, out). Sums are taken in float32 at least."""
         total = {
-            name: p.new_zeros((len(cotangents), *p.shape), dtype=_accumulated(p.dtype))
+            name: as_real(p).new_zeros(
+                (len(cotangents), *real_shape(p)), dtype=_accumulated(as_real(p).dtype)
+            )
             for name, p in self.parameters.items()
         }
         for rows in self._tiles(x, 1):
@@ -83,7 +86,7 @@ class JacobianProducts:
     def forward(self, x: Examples, vectors: ParameterVectors) -> Tensor:
         """J v for m vectors v: (m, n, out), in float32 at least."""
         push = _PATHS[self.path]
-        tangents = {name: v.to(self.parameters[name].dtype) for name, v in vectors.items()}
+        tangents = {name: as_parameter(v, self.parameters[name]) for name, v in vectors.items()}
         m = len(next(iter(tangents.values())))
         tiles = [
             push(self.model, self.parameters, examples.take(x, rows), tangents)
@@ -108,7 +111,8 @@ def _pull(
     """J^T u by one pass forward and m backward, in the module's own parameters."""
     outputs = evaluate(model, x)
     if not outputs.requires_grad:
-        return [p.new_zeros(len(cotangents), *p.shape) for p in parameters.values()]
+        zeros = [torch.zeros_like(as_real(p)) for p in parameters.values()]
+        return [zero.expand(len(cotangents), *zero.shape) for zero in zeros]
     pulled = [
         torch.autograd.grad(
             outputs,
@@ -120,7 +124,8 @@ def _pull(
         )
         for cotangent in cotangents
     ]
-    return [torch.stack([g.detach() for g in of_one]) for of_one in zip(*pulled, strict=True)]
+    together = zip(*pulled, strict=True)
+    return [torch.stack([as_real(g.detach()) for g in of_one]) for of_one in together]
 
 
 def _forward_mode(
@@ -177,7 +182,7 @@ def _by_gradients(
         identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         _, jacobian = by_autograd(model, parameters, single, identity)
         parts = [
-            tangents[name].flatten(1).to(_accumulated(rows.dtype))
+            as_real(tangents[name]).flatten(1).to(_accumulated(rows.dtype))
             @ rows[0].to(_accumulated(rows.dtype)).mT
             for name, rows in jacobian.items()
         ]
@@ -219,20 +224,21 @@ def prepare(
     x1: Examples,
     x2: Examples | None,
     *,
+    alone: bool,
     memory: int,
 ) -> JacobianProducts:
     """Decide how the products are computed, and confirm it on three examples of the data.
 
-    Where the three together have other outputs than each alone (a module that branches on its
-    data), examples go through the module one at a time.
+    With `alone`, or where the three together have other outputs than each alone (a module that
+    branches on its data), examples go through the module one at a time.
 
     Raises:
         InvalidInput: the module cannot be run on the data, or is random.
     """
     found: list[JacobianProducts] = []
     for first, second in _excerpts(x1, x2):
-        products = _on_three(model, parameters, first, second, memory)
-        if not products.alone and products.path != _LAST:
+        products = _on_three(model, parameters, first, second, alone, memory)
+        if products.alone <= alone and products.path != _LAST:
             return products
         found.append(products)
     return min(found, key=lambda p: (p.alone, p.path == _LAST))
@@ -256,16 +262,21 @@ def _excerpts(x1: Examples, x2: Examples | None) -> list[tuple[Examples, Example
 
 
 def _on_three(
-    model: nn.Module, parameters: _Parameters, x1: Examples, x2: Examples | None, memory: int
+    model: nn.Module,
+    parameters: _Parameters,
+    x1: Examples,
+    x2: Examples | None,
+    alone: bool,
+    memory: int,
 ) -> JacobianProducts:
     tried = probe.make(model, parameters, x1, x2)
-    together = tried.batch is not None and tried.confirms_outputs(tried.batch)
+    together = not alone and tried.batch is not None and tried.confirms_outputs(tried.batch)
     gradients = _pulled(model, parameters, tried.x, tried) if together else {}
     together = together and _confirms(tried, gradients)
     if not together:
         singles = [examples.take(tried.x, slice(i, i + 1)) for i in range(len(tried.outputs))]
-        alone = [_pulled(model, parameters, single, tried) for single in singles]
-        gradients = {name: torch.cat([each[name] for each in alone]) for name in parameters}
+        pulled = [_pulled(model, parameters, single, tried) for single in singles]
+        gradients = {name: torch.cat([each[name] for each in pulled]) for name in parameters}
     trial = JacobianProducts(
         model,
         parameters,

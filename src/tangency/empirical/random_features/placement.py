@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangency.empirical.engine import Engine
+from tangency.empirical.entries import real_shape
 from tangency.empirical.groups import Piece
 
 __all__ = ["Place", "Sides", "matrix_shape", "placed"]
@@ -53,7 +54,7 @@ def placed(
     engine: Engine, parameters: Mapping[str, Tensor], device: torch.device
 ) -> dict[str, list[Place]]:
     """Parameter -> the places of the pieces in which its gradients come."""
-    found = {name: [_whole(parameters[name].shape, device)] for name in engine.rest}
+    found = {name: [_whole(real_shape(parameters[name]), device)] for name in engine.rest}
     for group in engine.groups:
         shape = parameters[group.name].shape
         if group.derivations is not None:

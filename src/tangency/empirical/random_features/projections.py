@@ -41,6 +41,7 @@ from torch import Tensor
 
 from tangency import examples, tiles
 from tangency.empirical.costs import WORKING_SET
+from tangency.empirical.entries import real_shape
 from tangency.empirical.gradients import Factors, Gradients, Rows
 from tangency.empirical.random_features.hadamard import (
     Block,
@@ -72,7 +73,9 @@ def random_features(prepared: Prepared, *, dim: int, seed: int, memory: int) -> 
     parameters = engine.parameters
     found = placed(engine, parameters, cotangents.device)
     projections = {
-        name: Projection.drawn(name, parameters[name].shape, outputs, dim, seed, like=cotangents)
+        name: Projection.drawn(
+            name, real_shape(parameters[name]), outputs, dim, seed, like=cotangents
+        )
         for name in found
         if parameters[name].numel()
     }

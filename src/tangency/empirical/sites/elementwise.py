@@ -22,6 +22,9 @@ PRODUCT_BYTES = 2**22
 
 _STATISTICS = ("running_mean", "running_var")
 
+_CHANNELS = 3
+"""Where channels stand after (examples, cotangents, what is left of the batch)."""
+
 
 @site_rule("batch_norm", "group_norm", "layer_norm", "rms_norm")
 def norm(node: fx.Node, parameter: fx.Node) -> Site | None:
@@ -95,6 +98,30 @@ def scale(node: fx.Node, parameter: fx.Node) -> Site | None:
         return Explicit(
             _products(cotangents, values, lambda v: _sum_to(v, _shape(parameter)))[None]
         )
+
+    return Site(node, "sum of products", (value,), gradient)
+
+
+@site_rule("prelu")
+def leaky(node: fx.Node, parameter: fx.Node) -> Site | None:
+    """Slopes of negative values: one for all, or one for each channel."""
+    given = arguments(node)
+    value, slopes = cast(fx.Node, given["self"]), _shape(parameter).numel()
+    if given["weight"] is not parameter or value is parameter or batch_axis(node) is None:
+        return None
+    if slopes > 1 and batch_axis(node) == 1:
+        return None
+
+    def gradient(passage: Passage, order: Order) -> Gradients:
+        cotangents = passage.cotangents_of(node, order)
+        negative = passage.of(value, order).clamp_max(0)
+        return Explicit(_products(cotangents, negative, summed)[None])
+
+    def summed(values: Tensor) -> Tensor:
+        """(n, k, *shape) over all dimensions but that of channels, the second of a batch."""
+        if slopes == 1:
+            return values.flatten(2).sum(2, keepdim=True)
+        return values.sum([d for d in range(2, values.dim()) if d != _CHANNELS])
 
     return Site(node, "sum of products", (value,), gradient)
 

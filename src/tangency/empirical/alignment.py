@@ -1,0 +1,117 @@
+"""What a recorded graph does with the examples of a batch: keeps them apart, in their order?
+
+Three examples on which every path is confirmed do not show all of that. Where the data say which
+rows are taken (tokens sorted by the expert that they go to, padding left out), rows may be in order
+by chance; where a value is made of all examples (the largest entry of a batch), it may matter for
+others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from tangency.program.operations import arguments, base_name
+from tangency.program.trace import Trace
+
+__all__ = ["common", "misaligned"]
+
+_TAKING = {"index": "self", "index_select": "self", "gather": "self", "take_along_dim": "self"}
+_TAKING["embedding"] = "weight"
+"""Operations that take rows -> what they take them from."""
+
+_PUTTING = {"index_add": "source", "index_copy": "source", "index_put": "values"}
+_PUTTING |= dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), "src")
+"""Operations that put rows -> what they put."""
+
+
+def common(trace: Trace) -> fx.Node | None:
+    """The first value that is made of the data of all examples and that the output depends on."""
+    of_data, wanted = _of_data(trace), _behind(trace.output)
+    return next(
+        (n for n in trace.graph.nodes if n in of_data and n in wanted and not _has_examples(n)),
+        None,
+    )
+
+
+def misaligned(trace: Trace) -> frozenset[fx.Node]:
+    """The values whose rows the data arrange, or whose number of rows depends on the data.
+
+    Rows in an arrangement that are taken or put by the data once more are back in their order: so
+    is the sum over experts. (Where they are not, the three examples will hardly fit.)
+    """
+    of_data = _of_data(trace)
+    found: set[fx.Node] = set()
+    for node in trace.graph.nodes:
+        if _arranges(node, of_data):
+            source = arguments(node)[(_TAKING | _PUTTING)[base_name(node)]]
+            lost = source not in found
+        else:
+            lost = any(n in found for n in node.all_input_nodes)
+        if lost or any(bool(free_unbacked_symbols(value)) for value in _tensors(node)):
+            found.add(node)
+    return frozenset(found)
+
+
+def _of_data(trace: Trace) -> set[fx.Node]:
+    """What depends on the data, and not only on their sizes."""
+    found = set(trace.inputs)
+    for node in trace.graph.nodes:
+        if any(n in found for n in node.all_input_nodes) and not _reads_sizes(node):
+            found.add(node)
+    return found
+
+
+def _reads_sizes(node: fx.Node) -> bool:
+    name = base_name(node)
+    return name.startswith(("sym_", "new_", "empty_", "zeros_", "ones_", "full_"))
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """All that a value depends on, and itself."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting.extend(one.all_input_nodes)
+    return found
+
+
+def _has_examples(node: fx.Node) -> bool:
+    """Whether a dimension of each tensor of a value grows with the number of examples."""
+    found = _tensors(node)
+    return bool(found) and all(any(not isinstance(s, int) for s in v.shape) for v in found)
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+
+
+def _arranges(node: fx.Node, of_data: set[fx.Node]) -> bool:
+    """Whether data say which rows are taken, or where they are put, along the examples."""
+    name = base_name(node)
+    if node.op != "call_function" or name not in _TAKING | _PUTTING:
+        return False
+    given = arguments(node)
+    along = given[_TAKING.get(name, "self")]
+    sizes = along.meta["val"].shape if isinstance(along, fx.Node) else ()
+    return any(
+        index in of_data and dim is not None and not isinstance(sizes[dim], int)
+        for dim, index in _indexed(given, len(sizes))
+    )
+
+
+def _indexed(given: dict[str, object], dims: int) -> Iterable[tuple[int | None, fx.Node]]:
+    """The dimensions that are indexed, each with its index."""
+    if "indices" in given:
+        indices = given["indices"]
+        several = indices if isinstance(indices, (list, tuple)) else [indices]
+        return [(dim, n) for dim, n in enumerate(several) if isinstance(n, fx.Node)]
+    index, dim = given["index"], given.get("dim")
+    place = dim % dims if isinstance(dim, int) and dims else None
+    return [(place, index)] if isinstance(index, fx.Node) else []
