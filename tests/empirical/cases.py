@@ -649,6 +649,11 @@ CASES = [
         ),
         real(2, 4, 4),
     ),
+    Case(
+        "distances to prototypes",  # whose backward pass has a wrong batching rule in PyTorch 2.13
+        lambda: Lambda(lambda m, x: torch.cdist(m.a(x), m.p), a=linear(4, 3), p=parameter(5, 3)),
+        real(4),
+    ),
     Case("parameter reached by another reference", aliased, real(4)),
     Case("adapters on a frozen layer", lora, real(4)),
 ]

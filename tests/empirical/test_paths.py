@@ -16,6 +16,7 @@ from tangency.empirical.function import trainable
 from tangency.empirical.gradients import Factors
 from tangency.empirical.recording import Recording
 
+KINDS = ("weight", "bias")
 LAYOUTS: tuple[Layout, ...] = ("full", "trace", "diagonal")
 
 
@@ -30,12 +31,20 @@ def test_sites_serve_all_parameters_but(case: Case) -> None:
     rest = {
         "positions scrambled into the batch's place": {"a.weight", "a.bias"},
         "parameter reached by another reference": {"weight"},
+        "experts chosen by the data": {f"{layer}.{kind}" for layer in "abc" for kind in KINDS},
+        "complex weights": {"weight"},
+        "distances to prototypes": {"p"},
         **dict.fromkeys(("branch on data", "no_grad in forward", "custom backward"), None),
     }.get(case.name, set())
     engine = engine_of(case.name)
     everything = set(trainable(dict(engine.model.named_parameters())))
     assert set(engine.rest) == (everything if rest is None else rest)
     assert {group.name for group in engine.groups} == everything - set(engine.rest)
+
+
+def test_a_wrong_batching_rule_is_found_out() -> None:
+    assert not engine_of("distances to prototypes").together
+    assert engine_of("mlp").together
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,7 @@ def test_sites_serve_all_parameters_but(case: Case) -> None:
         ("batch norm of images", "1.weight", {"sum of products"}),
         ("shifts and scales", "table", {"sum of cotangents", "sum of products"}),
         ("powers", "p", {"local derivative"}),
+        ("slopes of negative values", "g.weight", {"sum of products"}),
         ("weight also penalised", "a.weight", {"factors", "sum of products"}),
     ],
 )

@@ -25,6 +25,7 @@ from empirical.cases import (
 )
 from tangency import examples
 from tangency.empirical import EmpiricalKernel
+from tangency.empirical.entries import as_real
 from tangency.empirical.gradients import Explicit, Factors
 from tangency.empirical.random_features.hadamard import UnitVectors, block, transform
 from tangency.empirical.random_features.placement import Place, Sides
@@ -60,7 +61,7 @@ def pairs(parameter: Tensor, outputs: int) -> int:
 def test_as_many_features_as_pairs_hold_a_parameters_kernel(case: Case) -> None:
     x1, x2 = case.data(4), case.data(3)
     model = kernel_of(case.name).model
-    free = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    free = {name: as_real(p) for name, p in model.named_parameters() if p.requires_grad}
     jacobians = [reference_jacobian(model, x)[1] for x in (x1, x2)]
     sizes = [p.numel() for p in free.values()]
     parts = zip(*(jacobian.split(sizes, -1) for jacobian in jacobians), strict=True)

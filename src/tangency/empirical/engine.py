@@ -47,6 +47,7 @@ class Engine:
         terms: sizes of the gradients of the parameters in `groups`.
         reasons: why the sites of the parameters in `rest` do not serve.
         known: examples and the outputs that the module had for them together; None without a graph.
+        together: whether several cotangents are pulled back in one pass.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Engine:
     terms: Mapping[str, list[list[Term]]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     known: tuple[Examples, Tensor] | None = None
+    together: bool = True
 
     def features(
         self, x: Examples, cotangents: Tensor, written_out: Container[Term] = ()
@@ -132,7 +134,15 @@ class Engine:
         calls = {site.node: None for site in sites}
         nodes = None if kept is None else {site.node for group in kept for site in group.sites}
         return passage.run(
-            self.trace, self.parameters, _two(x), read, calls, cotangents, nodes, each
+            self.trace,
+            self.parameters,
+            _two(x),
+            read,
+            calls,
+            cotangents,
+            nodes,
+            each,
+            together=self.together,
         )
 
     def is_up_to_date(self) -> bool:
@@ -256,21 +266,9 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
         if not tried.custom_backward:
             chosen = groups(trace, engine.rest, engine.parameters)
         trial = replace(engine, trace=trace, groups=tuple(chosen.values()))
-        seen = trial.run(tried.x, tried.cotangent)
+        seen = trial.run(tried.x, tried.cotangents)
         if tried.confirms_outputs(seen.outputs):
-            confirmed = _confirmed(trial, seen, tried)
-            served = {group.name for group in confirmed}
-            parameters = trial.parameters
-            rest = {name: p for name, p in engine.rest.items() if name not in served}
-            return replace(
-                trial,
-                groups=tuple(confirmed),
-                terms={g.name: _terms(g.gradients(seen, parameters)) for g in confirmed},
-                rest=rest,
-                reasons={name: _reason(name, chosen, tried) for name in rest},
-                value_bytes=seen.value_bytes // examples.count(tried.x),
-                known=_two_known(tried),
-            )
+            return _with_sites(trial, seen, tried)
         recording.forget()
     engine = replace(engine, reasons=dict.fromkeys(engine.rest, reason))
     if tried.batch is not None and not tried.confirms_outputs(tried.batch):
@@ -283,16 +281,47 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
     return engine
 
 
-def _reason(name: str, chosen: Mapping[str, Group], tried: Probe) -> str:
+def _with_sites(trial: Engine, seen: Passage, tried: Probe) -> Engine:
+    """`trial` with those of its groups that are confirmed; all else is left to Jacobians.
+
+    Where the backward passes of several outputs have been tried as one, and not all is confirmed,
+    they are tried one by one: an operation may have a wrong batching rule (`torch.cdist` has).
+    """
+    trial = replace(trial, together=2 * seen.value_bytes <= passage.TOGETHER)
+    confirmed = _confirmed(trial, seen, tried)
+    if len(confirmed) < len(trial.groups) and trial.together and len(tried.cotangents) > 1:
+        single = replace(trial, together=False)
+        seen_single = single.run(tried.x, tried.cotangents)
+        more = _confirmed(single, seen_single, tried)
+        if len(more) > len(confirmed):
+            trial, seen, confirmed = single, seen_single, more
+    served, parameters = {group.name for group in confirmed}, trial.parameters
+    known = {group.name for group in trial.groups}
+    rest = {name: p for name, p in trial.rest.items() if name not in served}
+    return replace(
+        trial,
+        groups=tuple(confirmed),
+        terms={g.name: _terms(g.gradients(seen, parameters)) for g in confirmed},
+        rest=rest,
+        reasons={name: _reason(name, known, tried) for name in rest},
+        value_bytes=seen.value_bytes // examples.count(tried.x),
+        known=_two_known(tried),
+    )
+
+
+def _reason(name: str, known: Container[str], tried: Probe) -> str:
     """Why no site serves a parameter of a recorded module."""
     if tried.custom_backward:
         return "a custom autograd.Function, whose backward pass is not recorded, is in the module"
-    if name not in chosen:
+    if name not in known:
         return (
             "it is complex, or meets the data in an operation with several results, or where the "
             "data say in which order rows stand"
         )
-    return "the recorded graph has another gradient (no_grad, hooks, a scrambled batch)"
+    return (
+        "the recorded graph has another gradient (no_grad, hooks, a scrambled batch, an operation "
+        "with a wrong batching rule)"
+    )
 
 
 def _terms(gradients: list[list[Gradients]]) -> list[list[Term]]:
@@ -339,7 +368,7 @@ def _of_another_batch(
     positions = seen.positions(site.node for g in undecided for site in g.sites) - {1}
     size = next(n for n in itertools.count(4) if all(p % n != 1 for p in positions))
     more = examples.take(tried.x, torch.arange(size) % examples.count(tried.x))
-    larger = engine.run(more, tried.cotangent)
+    larger = engine.run(more, tried.cotangents)
     parameters = engine.parameters
 
     def same(group: Group) -> bool:
@@ -369,7 +398,7 @@ def _vmap_works(engine: Engine, tried: Probe) -> bool:
     if not engine.rest:
         return False
     try:
-        outputs, rows = jacobian.by_vmap(engine.model, engine.rest, tried.x, tried.cotangent)
+        outputs, rows = jacobian.by_vmap(engine.model, engine.rest, tried.x, tried.cotangents)
     except Exception:
         # Whatever goes wrong is torch.func's: the module has been seen to run and differentiate.
         return False

@@ -130,11 +130,14 @@ def run(
     cotangents: Tensor,
     kept: Collection[fx.Node] | None = None,
     each: Callable[[Passage], None] | None = None,
+    *,
+    together: bool = True,
 ) -> Passage:
     """Run the graph once on `x` and pull `cotangents` (k, out) back to the results of `calls`.
 
-    The backward passes are of all examples together, which must be independent. `each` is given
-    what every one of them brings; of all, only what came to the calls in `kept` is returned.
+    The backward passes are of all examples together, which must be independent, and, if `together`
+    and the network is small, of several cotangents. `each` is given what every pass brings; of all,
+    only what came to the calls in `kept` is returned.
     """
     given = dict(zip(trace.inputs, pytree.tree_leaves(x), strict=True))
     given.update({node: parameters[name].detach() for node, name in trace.parameters.items()})
@@ -148,7 +151,7 @@ def run(
     seen = Passage(outputs.detach(), 0, recorder.values, {}, recorder.value_bytes)
     wanted = recorded if kept is None else [node for node in recorded if node in kept]
     pulled: dict[fx.Node, list[Tensor]] = {node: [] for node in wanted}
-    at_once = max(1, TOGETHER // max(1, recorder.value_bytes))
+    at_once = max(1, TOGETHER // max(1, recorder.value_bytes)) if together else 1
     for found in _pulls(outputs, list(recorded.values()), cotangents, at_once) if recorded else ():
         brought = dict(zip(recorded, found, strict=True))
         if each is not None:

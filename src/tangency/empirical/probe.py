@@ -39,15 +39,16 @@ class Probe:
         x: the examples.
         outputs: (3, out), each example evaluated alone.
         batch: outputs of the three together; None where the module takes only one at a time.
-        cotangent: w, shape (1, out).
-        reference: parameter -> sum_i c_i d(w . f(x_i))/d(parameter), flattened.
+        cotangents: w, shape (2, out): two, so that the ways of pulling back several are seen; one
+            for a single output.
+        reference: parameter -> sum_i c_i d(w . f(x_i))/d(parameter), flattened: (2, size).
         custom_backward: whether the module's autograd graph holds a user's `autograd.Function`.
     """
 
     x: Examples
     outputs: Tensor
     batch: Tensor | None
-    cotangent: Tensor
+    cotangents: Tensor
     reference: dict[str, Tensor]
     custom_backward: bool
 
@@ -56,10 +57,10 @@ class Probe:
         return agree(outputs, self.outputs)
 
     def confirms(self, name: str, gradients: Tensor) -> bool:
-        """Whether per-example gradients (3, 1, size) of w . f add up to the reference."""
+        """Whether gradients (3, k, size) of the examples, for the first k w, give the reference."""
         coefficients = gradients.new_tensor(_COEFFICIENTS)
-        total = torch.einsum("i,ikd->d", coefficients, gradients)
-        return agree(total, self.reference[name], floor=self.size)
+        total = torch.einsum("i,ikd->kd", coefficients, gradients)
+        return agree(total, self.reference[name][: len(total)], floor=self.size)
 
     @cached_property
     def size(self) -> float:
@@ -93,7 +94,8 @@ def make(
             "look for a parameter or a buffer that is not finite, or for an overflow."
         )
     count = first.shape[1]
-    cotangent = torch.arange(1, count + 1, device=first.device).to(torch.float64).cos()[None]
+    places = torch.arange(1, count + 1, device=first.device).to(torch.float64)
+    cotangents = torch.stack([places.cos(), places.sin()][:count]).to(first.dtype)
     outputs = _alone(model, x)
     if not agree(outputs[:1], first.detach()) or (random and _varies(model, x, outputs)):
         raise refusal(user_module(model), partial(_alone, model, x), agree, random=random)
@@ -102,8 +104,8 @@ def make(
         x,
         outputs,
         batch,
-        cotangent.to(first.dtype),
-        _reference(model, parameters, x, cotangent.to(first.dtype), outputs, batch),
+        cotangents,
+        _reference(model, parameters, x, cotangents, outputs, batch),
         _has_custom_backward(first),
     )
 
@@ -112,7 +114,7 @@ def _reference(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     x: Examples,
-    cotangent: Tensor,
+    cotangents: Tensor,
     outputs: Tensor,
     batch: Tensor | None,
 ) -> dict[str, Tensor]:
@@ -122,23 +124,33 @@ def _reference(
     unit that a rounding error carries across the kink of a ReLU changes single gradients by more
     than all rounding errors do.
     """
-    weights = cotangent * cotangent.new_tensor(_COEFFICIENTS)[:, None]
+    coefficients = cotangents.new_tensor(_COEFFICIENTS)
     if batch is not None and agree(batch, outputs):
-        total = (evaluate(model, x) * weights).sum()
-        tensors = list(parameters.values())
-        found: Sequence[Tensor | None] = [None] * len(tensors)
-        if tensors and total.requires_grad:
-            found = torch.autograd.grad(total, tensors, allow_unused=True)
-        return {
-            name: as_real(torch.zeros_like(p) if gradient is None else gradient).detach().flatten()
-            for (name, p), gradient in zip(parameters.items(), found, strict=True)
-        }
-    _, jacobian = by_autograd(model, parameters, x, cotangent)
-    coefficients = cotangent.new_tensor(_COEFFICIENTS)
+        both = cotangents[:, None] * coefficients[:, None]
+        return _pulled(parameters, evaluate(model, x), both)
+    _, jacobian = by_autograd(model, parameters, x, cotangents)
     return {
-        name: torch.einsum("i,ikd->d", coefficients.to(rows.dtype), rows)
+        name: torch.einsum("i,ikd->kd", coefficients.to(rows.dtype), rows)
         for name, rows in jacobian.items()
     }
+
+
+def _pulled(
+    parameters: Mapping[str, nn.Parameter], outputs: Tensor, cotangents: Tensor
+) -> dict[str, Tensor]:
+    """Gradients in the parameters, flattened, for cotangents (k, *shape of the outputs)."""
+    tensors = list(parameters.values())
+    rows: list[list[Tensor]] = [[] for _ in tensors]
+    for cotangent in cotangents:
+        found: Sequence[Tensor | None] = [None] * len(tensors)
+        if tensors and outputs.requires_grad:
+            found = torch.autograd.grad(
+                outputs, tensors, cotangent, retain_graph=True, allow_unused=True
+            )
+        for row, p, gradient in zip(rows, tensors, found, strict=True):
+            whole = torch.zeros_like(p) if gradient is None else gradient.detach()
+            row.append(as_real(whole).flatten())
+    return {name: torch.stack(row) for name, row in zip(parameters, rows, strict=True)}
 
 
 def _varies(model: nn.Module, x: Examples, outputs: Tensor) -> bool:

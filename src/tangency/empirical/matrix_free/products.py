@@ -297,7 +297,7 @@ def _pulled(
 ) -> ParameterVectors:
     """The gradients of w . f(x_i), (n, *shape), from one pass through all examples `x`."""
     n = examples.count(x)
-    w = tried.cotangent[0]
+    w = tried.cotangents[0]
     cotangents = torch.eye(n, dtype=w.dtype, device=w.device)[..., None] * w
     return dict(zip(parameters, _pull(model, parameters, x, cotangents), strict=True))
 
@@ -348,7 +348,7 @@ def _serves(
     except Exception:
         # Whatever goes wrong is the path's: the module has been seen to run and differentiate.
         return False
-    return agree(products.double() @ tried.cotangent[0].double(), expected, trial.dtype)
+    return agree(products.double() @ tried.cotangents[0].double(), expected, trial.dtype)
 
 
 def _value_bytes(model: nn.Module, x: Examples, together: bool) -> int:
