@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tangency import examples
 from tangency.empirical import EmpiricalKernel
-from tangency.empirical.engine import Preparations
+from tangency.empirical.preparation import Preparations
 from tangency.empirical.recording import Recording
 from tangency.examples import Examples
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from empirical.cases import CASES, Case, case_of, real, recorded, reference
 from tangency import EmpiricalKernel
-from tangency.empirical import contraction, pairing, passage
-from tangency.empirical import engine as engine_module
+from tangency.empirical import contraction, pairing, passage, preparation
 from tangency.empirical.costs import Layout, Term, cheapest, costs
-from tangency.empirical.engine import Engine, prepare
+from tangency.empirical.engine import Engine
 from tangency.empirical.function import trainable
 from tangency.empirical.gradients import Factors
+from tangency.empirical.preparation import prepare
 from tangency.empirical.recording import Recording
 
 KINDS = ("weight", "bias")
@@ -194,9 +194,9 @@ class Listed(nn.Module):
 
 def test_paths_are_confirmed_once_and_after_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    real_prepare = engine_module.prepare
+    real_prepare = preparation.prepare
     monkeypatch.setattr(
-        engine_module, "prepare", lambda *args: calls.append(args) or real_prepare(*args)
+        preparation, "prepare", lambda *args: calls.append(args) or real_prepare(*args)
     )
     model, x = Listed(), real(4)(5)
     kernel = EmpiricalKernel(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tangency import examples
 from tangency.empirical import losses
 from tangency.empirical.costs import Layout
-from tangency.empirical.engine import Engine, Preparations
+from tangency.empirical.engine import Engine
 from tangency.empirical.function import (
     dictionaries,
     differentiable_copy,
@@ -25,6 +25,7 @@ from tangency.empirical.function import (
     user_module,
 )
 from tangency.empirical.outputs import Choice, Output, Selected, WeightedSum, chosen
+from tangency.empirical.preparation import Preparations
 from tangency.empirical.probe import three
 from tangency.empirical.recording import Recording
 from tangency.empirical.schedule import Work
