@@ -26,6 +26,7 @@ from tangency.program.blocks import first_block, inline_blocks
 from tangency.program.decompositions import decompositions
 from tangency.program.functional import drop_inactive_dropouts, make_functional
 from tangency.program.outputs import Output, select_output
+from tangency.program.silence import failures_unprinted
 from tangency.program.simplify import simplify
 from tangency.program.sparse import SparseAsDense, dense_tensors
 
@@ -195,7 +196,9 @@ def _record(call: _Call, inputs: tuple[tuple[object, ...], dict[str, object]]) -
     with warnings.catch_warnings(), torch.enable_grad(), plain_einsum:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-        return _canonical(torch.export.export(call, inputs, dynamic_shapes=shapes, strict=False))
+        with failures_unprinted():
+            exported = torch.export.export(call, inputs, dynamic_shapes=shapes, strict=False)
+        return _canonical(exported)
 
 
 _ADVICE = (
