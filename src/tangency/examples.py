@@ -79,8 +79,8 @@ def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None
     shapes (but for the leading size) and kind of numbers `x` must share.
 
     Raises:
-        InvalidInput: no tensors, a scalar, an empty set, unequal leading sizes, NaN or infinity,
-            or a structure, shape or kind of numbers other than that of `like`.
+        InvalidInput: no tensors, sparse ones, a scalar, an empty set, unequal leading sizes, NaN or
+            infinity, or a structure, shape or kind of numbers other than that of `like`.
     """
     leaves = tensors(x)
     if not leaves:
@@ -89,6 +89,12 @@ def check(x: Examples, name: str = "x", *, like: Examples | None = None) -> None
             "list or dictionary of tensors with one row per example."
         )
     for leaf in leaves:
+        if leaf.is_nested or leaf.layout is not torch.strided:
+            kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.")
+            raise InvalidInput(
+                f"{name} holds a {kind} tensor, of which examples cannot be taken: pass a dense "
+                "one (x.to_dense(); nested ones padded, with a mask)."
+            )
         if leaf.dim() == 0:
             raise InvalidInput(f"{name} is a scalar: its first dimension must count the examples.")
         if leaf.is_floating_point() and not _finite(leaf):

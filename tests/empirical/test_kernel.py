@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -192,6 +193,8 @@ def test_refused_modules(model: nn.Module, message: str) -> None:
         (torch.full((3, 4), torch.nan), None, "x1 holds NaN"),
         (torch.randn(3, 4), torch.full((3, 4), torch.inf), "x2 holds NaN"),
         (torch.randn(3, 4), torch.randn(3, 5), "x2 has examples of shape"),
+        (torch.randn(3, 4), torch.randn(3, 4).double(), r"x2 is torch\.float64.*x\.to\(x1\)"),
+        (torch.randn(3, 4).to_sparse(), None, "x1 holds a sparse_coo tensor"),
         (torch.ones(3, 4, dtype=torch.long), None, "does not run"),
         ([[1.0, 2.0]], None, "no torch.Tensor"),
         ((torch.randn(3, 4), torch.randn(2, 4)), None, "differ in their leading size"),
@@ -200,6 +203,28 @@ def test_refused_modules(model: nn.Module, message: str) -> None:
 def test_refused_data(x1: object, x2: object, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         EmpiricalKernel(nn.Linear(4, 2)).ntk(x1, x2)
+
+
+def test_order_of_keyword_arguments() -> None:
+    model = Lambda(lambda m, x, z: m.a(x.tanh() - z), a=linear(4, 2)).double()
+    x, z = real(4)(3), real(4)(5)[:3]
+    kernel = EmpiricalKernel(model)
+    expected = kernel.ntk({"x": x, "z": z})
+    assert close(kernel.ntk({"x": x, "z": z}, {"z": z, "x": x}), expected, 1e-12)
+    assert close(kernel.ntk({"z": z, "x": x}, {"x": x, "z": z}), expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, partial(torch.compile, backend="eager")],
+    ids=["DataParallel", "torch.compile"],
+)
+def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = case_of("mlp").model(), real(4)(3)
+    wrapped = EmpiricalKernel(wrap(model), parameters="0.*")
+    assert close(wrapped.ntk(x), EmpiricalKernel(model, parameters="0.*").ntk(x), 1e-12)
+    assert list(wrapped.by_parameter(x)) == ["0.weight", "0.bias"]
+    assert close(wrapped.conjugate(x), EmpiricalKernel(model).conjugate(x), 1e-12)
 
 
 def test_refused_arguments() -> None:
@@ -216,5 +241,10 @@ def test_refused_arguments() -> None:
         EmpiricalKernel(model, parameters=[])
     with pytest.raises(InvalidInput, match=r"torch\.nn\.Module"):
         EmpiricalKernel(lambda x: x)
+    with pytest.raises(InvalidInput, match=r"'0' is a TorchScript module"):
+        EmpiricalKernel(nn.Sequential(torch.jit.trace(model, x)))
+    for memory in (0, "4 GiB", True):
+        with pytest.raises(InvalidInput, match="memory="):
+            EmpiricalKernel(model, memory=memory)
     with pytest.raises(InvalidInput, match="lazy"):
         EmpiricalKernel(nn.LazyLinear(3))

@@ -89,15 +89,15 @@ class EmpiricalKernel:
         *,
         output: Output = "trace",
         parameters: str | Sequence[str] | None = None,
-        memory: int = 2**31,
+        memory: float = 2**31,
     ) -> None:
-        if memory < 1:
-            raise InvalidInput(f"memory={memory} must be a positive number of bytes.")
+        if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory < 1:
+            raise InvalidInput(f"memory={memory!r} must be a positive number of bytes.")
         self._subject = Subject(unwrapped(model), output, parameters)
         self.model = model
         self.output = output
         self.parameters = parameters
-        self.memory = memory
+        self.memory = int(memory)
 
     def __repr__(self) -> str:
         return (

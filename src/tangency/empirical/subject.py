@@ -171,11 +171,19 @@ class Subject:
 
 
 def checked(x: Examples, name: str, like: Examples | None = None) -> Examples:
-    """`x` with plain dictionaries in it.
+    """`x` with plain dictionaries in it, whose entries stand in the order of those of `like`.
 
     Raises:
         InvalidInput: no kernel can be computed of it; the message calls it `name`.
     """
     x = dictionaries(x)
     examples.check(x, name, like=like)
+    if like is not None:
+        x = examples.arrange(x, like)
+        for leaf, other in zip(examples.tensors(x), examples.tensors(like), strict=True):
+            if (leaf.dtype, leaf.device) != (other.dtype, other.device):
+                raise InvalidInput(
+                    f"{name} is {leaf.dtype} on {leaf.device}, but x1 {other.dtype} on "
+                    f"{other.device}: convert it with x.to(x1)."
+                )
     return x
