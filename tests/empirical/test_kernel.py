@@ -176,6 +176,10 @@ def drop() -> nn.Module:
         (Lambda(lambda m, x: m.a(x).mean(), a=linear(4, 2)), "one row per example"),
         (Lambda(lambda m, x: m.a(x - x.mean(0)), a=linear(4, 2)), "couples the examples"),
         (Lambda(lambda m, x: m.a(x) / 0, a=linear(4, 2)), "NaN or infinite"),
+        (
+            Lambda(lambda m, x: m.a(x).exp().add_(1), a=linear(4, 2)),
+            "cannot differentiate.*inplace",
+        ),
         (nn.Linear(5, 2), r"does not run.*\(4,\) torch\.float32"),
         (nn.Linear(4, 2).double(), r"does not run.*torch\.float64"),
         (nn.Linear(4, 2).requires_grad_(False), "frozen"),

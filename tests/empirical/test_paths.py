@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from empirical.cases import CASES, Case, case_of, real, recorded, reference
+from empirical.cases import (
+    CASES,
+    Case,
+    Lambda,
+    case_of,
+    linear,
+    parameter,
+    real,
+    recorded,
+    reference,
+)
 from tangency import EmpiricalKernel
 from tangency.empirical import contraction, pairing, passage, preparation
 from tangency.empirical.costs import Layout, Term, cheapest, costs
@@ -40,6 +50,19 @@ def test_sites_serve_all_parameters_but(case: Case) -> None:
     everything = set(trainable(dict(engine.model.named_parameters())))
     assert set(engine.rest) == (everything if rest is None else rest)
     assert {group.name for group in engine.groups} == everything - set(engine.rest)
+
+
+def test_norms_that_compute_in_float32() -> None:
+    """Their rounding is the module's own, and refutes no path (T5, Llama and Mamba in float64)."""
+
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        h = m.a(x).float()
+        return m.b((h * h.square().mean(-1, keepdim=True).rsqrt()).to(x.dtype) * m.scale)
+
+    torch.manual_seed(0)
+    model = Lambda(forward, a=linear(4, 64), scale=parameter(64), b=linear(64, 3)).double()
+    plan = EmpiricalKernel(model).plan(real(4)(20))
+    assert not any("Jacobian" in p.path for p in plan.parameters)
 
 
 def test_a_wrong_batching_rule_is_found_out() -> None:

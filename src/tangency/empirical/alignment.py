@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
@@ -29,12 +30,22 @@ _PUTTING |= dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), "src")
 
 
 def common(trace: Trace) -> fx.Node | None:
-    """The first value that is made of the data of all examples and that the output depends on."""
+    """A value that is made of the data of all examples and that meets single ones on the way to the
+    output; None where there is none, but to say which rows are taken (of an expert's, how many).
+    """
     of_data, wanted = _of_data(trace), _behind(trace.output)
-    return next(
-        (n for n in trace.graph.nodes if n in of_data and n in wanted and not _has_examples(n)),
-        None,
-    )
+    shared = {n for n in of_data & wanted if not _has_examples(n)}
+    for node in trace.graph.nodes:
+        met = [n for n in node.all_input_nodes if n in shared and n not in _indices(node)]
+        if node in wanted and node not in shared and met:
+            return _origin(met[0], shared)
+    return None
+
+
+def _origin(node: fx.Node, shared: set[fx.Node]) -> fx.Node:
+    """The first of the shared values that one is made of."""
+    before = [n for n in node.all_input_nodes if n in shared]
+    return _origin(before[0], shared) if before else node
 
 
 def misaligned(trace: Trace) -> frozenset[fx.Node]:
@@ -104,6 +115,17 @@ def _arranges(node: fx.Node, of_data: set[fx.Node]) -> bool:
         index in of_data and dim is not None and not isinstance(sizes[dim], int)
         for dim, index in _indexed(given, len(sizes))
     )
+
+
+def _indices(node: fx.Node) -> list[fx.Node]:
+    """Those of the arguments that only say which rows are meant."""
+    if not isinstance(node.target, OpOverload):
+        return []
+    given = arguments(node)
+    if base_name(node) in _TAKING | _PUTTING:
+        return [index for _, index in _indexed(given, 0)]
+    ends = given.get("offs")  # of the rows that one matrix of a grouped product is for
+    return [ends] if isinstance(ends, fx.Node) else []
 
 
 def _indexed(given: dict[str, object], dims: int) -> Iterable[tuple[int | None, fx.Node]]:

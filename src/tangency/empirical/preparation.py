@@ -22,7 +22,7 @@ from tangency.empirical.probe import Probe
 from tangency.empirical.recording import Recording, versions
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
-from tangency.program.trace import location
+from tangency.program.trace import Trace, location
 
 __all__ = ["Preparations", "prepare"]
 
@@ -94,6 +94,7 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
         trace = recording.get(tried.x)
         if trace is None:
             return replace(engine, reasons=dict.fromkeys(engine.rest, recording.reason))
+        tried = replace(tried, dtype=_coarsest(trace, tried.outputs.dtype))
         shared = common(trace)
         if shared is not None:
             reason = f"{location(shared)} is of all examples of a batch"
@@ -115,6 +116,13 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
             "over dimension 0 (hand-written batch norm, x.mean(0), softmax over the batch)."
         )
     return engine
+
+
+def _coarsest(trace: Trace, dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or a coarser one to which some value is rounded on the way."""
+    values = [node.meta.get("val") for node in trace.graph.nodes]
+    kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return max(kinds | {dtype}, key=lambda kind: torch.finfo(kind).eps)
 
 
 def _with_sites(trial: Engine, seen: Passage, tried: Probe) -> Engine:
@@ -216,7 +224,8 @@ def _of_another_batch(
 
     def same(group: Group) -> bool:
         gradients = group.explicit(larger, parameters)[: seen.n]
-        return probe.agree(gradients, group.explicit(seen, parameters), floor=tried.size)
+        expected = group.explicit(seen, parameters)
+        return probe.agree(gradients, expected, floor=tried.size, dtype=tried.dtype)
 
     return [[g for g in orders if same(g)] if len(orders) > 1 else orders for orders in fitting]
 

@@ -43,6 +43,7 @@ class Probe:
             for a single output.
         reference: parameter -> sum_i c_i d(w . f(x_i))/d(parameter), flattened: (2, size).
         custom_backward: whether the module's autograd graph holds a user's `autograd.Function`.
+        dtype: in which the module rounds: of its outputs, or a coarser one that it passes through.
     """
 
     x: Examples
@@ -51,16 +52,18 @@ class Probe:
     cotangents: Tensor
     reference: dict[str, Tensor]
     custom_backward: bool
+    dtype: torch.dtype
 
     def confirms_outputs(self, outputs: Tensor) -> bool:
         """Whether `outputs` (3, out) are those of the examples alone."""
-        return agree(outputs, self.outputs)
+        return agree(outputs, self.outputs, dtype=self.dtype)
 
     def confirms(self, name: str, gradients: Tensor) -> bool:
         """Whether gradients (3, k, size) of the examples, for the first k w, give the reference."""
         coefficients = gradients.new_tensor(_COEFFICIENTS)
         total = torch.einsum("i,ikd->kd", coefficients, gradients)
-        return agree(total, self.reference[name][: len(total)], floor=self.size)
+        reference = self.reference[name][: len(total)]
+        return agree(total, reference, floor=self.size, dtype=self.dtype)
 
     @cached_property
     def size(self) -> float:
@@ -68,13 +71,17 @@ class Probe:
         return math.hypot(*(float(value.double().norm()) for value in self.reference.values()))
 
 
-def agree(value: Tensor, reference: Tensor, floor: float = 0.0) -> bool:
+def agree(
+    value: Tensor, reference: Tensor, floor: float = 0.0, dtype: torch.dtype | None = None
+) -> bool:
     """Equal but for rounding; wrong paths differ by far more than half of the digits.
 
-    `floor` is the scale whose rounding counts too (a gradient that is zero but for rounding).
+    `floor` is the scale whose rounding counts too (a gradient that is zero but for rounding),
+    `dtype` what is rounded to, where that is not the one of the reference.
     """
-    epsilon = torch.finfo(reference.dtype).eps
-    allowed = epsilon**0.5 * float(reference.norm()) + 64 * epsilon * floor
+    epsilon = torch.finfo(dtype or reference.dtype).eps
+    half = epsilon**0.5
+    allowed = half * float(reference.norm()) + min(64 * epsilon, half) * floor
     return value.shape == reference.shape and float((value - reference).norm()) <= allowed
 
 
@@ -84,7 +91,8 @@ def make(
     """Run `model` on three of the user's examples, alone and together.
 
     Raises:
-        InvalidInput: the module does not run on them, returns NaN or infinity, or is random.
+        InvalidInput: the module does not run on them, returns NaN or infinity, is random, or cannot
+            be differentiated.
     """
     x = three(x1, x2)
     first, random = drawn(lambda: first_output(model, x))
@@ -100,14 +108,15 @@ def make(
     if not agree(outputs[:1], first.detach()) or (random and _varies(model, x, outputs)):
         raise refusal(user_module(model), partial(_alone, model, x), agree, random=random)
     batch = _together(model, x)
-    return Probe(
-        x,
-        outputs,
-        batch,
-        cotangents,
-        _reference(model, parameters, x, cotangents, outputs, batch),
-        _has_custom_backward(first),
-    )
+    try:
+        reference = _reference(model, parameters, x, cotangents, outputs, batch)
+    except Exception as error:
+        raise InvalidInput(
+            f"{type(user_module(model)).__name__} runs, but autograd cannot differentiate it: "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    custom = _has_custom_backward(first)
+    return Probe(x, outputs, batch, cotangents, reference, custom, first.dtype)
 
 
 def _reference(
