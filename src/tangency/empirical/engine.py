@@ -36,6 +36,7 @@ class Engine:
         vmap: whether `torch.func.vmap` serves `rest` (else one example at a time).
         out: number of the module's outputs.
         dtype: of the outputs.
+        rounding: the coarsest dtype that values pass through.
         value_bytes: bytes of the values in the graph for one example.
         terms: sizes of the gradients of the parameters in `groups`.
         reasons: why the sites of the parameters in `rest` do not serve.
@@ -50,6 +51,7 @@ class Engine:
     vmap: bool
     out: int
     dtype: torch.dtype
+    rounding: torch.dtype
     value_bytes: int
     terms: Mapping[str, list[list[Term]]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -216,10 +216,17 @@ class EmpiricalKernel:
         with self._subject.prepared(x1, x2, gradients=True) as prepared:
             first, second, subject = prepared.x1, prepared.x2, self._subject
             function, parameters = subject.function, subject.parameters
-            # Without a graph nothing tells whether the module keeps the examples apart.
-            alone, memory = prepared.engine.trace is None, self.memory
             return KernelOperator(
-                products.prepare(function, parameters, first, second, alone=alone, memory=memory),
+                products.prepare(
+                    function,
+                    parameters,
+                    first,
+                    second,
+                    # Without a graph nothing tells whether the module keeps the examples apart.
+                    alone=prepared.engine.trace is None,
+                    rounding=prepared.engine.rounding,
+                    memory=self.memory,
+                ),
                 first,
                 second,
                 prepared.cotangents,

@@ -79,7 +79,8 @@ def prepare(
         rest=parameters,
         vmap=False,
         out=tried.outputs.shape[1],
-        dtype=tried.outputs.dtype,
+        dtype=tried.dtype,
+        rounding=tried.dtype,
         value_bytes=tried.outputs.nbytes,
         reasons=dict.fromkeys(parameters, "the module takes one example at a time"),
     )
@@ -94,7 +95,8 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
         trace = recording.get(tried.x)
         if trace is None:
             return replace(engine, reasons=dict.fromkeys(engine.rest, recording.reason))
-        tried = replace(tried, dtype=_coarsest(trace, tried.outputs.dtype))
+        tried = replace(tried, dtype=_coarsest(trace, engine.dtype))
+        engine = replace(engine, rounding=tried.dtype)
         shared = common(trace)
         if shared is not None:
             reason = f"{location(shared)} is of all examples of a batch"

@@ -225,19 +225,22 @@ def prepare(
     x2: Examples | None,
     *,
     alone: bool,
+    rounding: torch.dtype,
     memory: int,
 ) -> JacobianProducts:
     """Decide how the products are computed, and confirm it on three examples of the data.
 
     With `alone`, or where the three together have other outputs than each alone (a module that
-    branches on its data), examples go through the module one at a time.
+    branches on its data), examples go through the module one at a time. `rounding` is the coarsest
+    dtype that the module's values pass through.
 
     Raises:
         InvalidInput: the module cannot be run on the data, or is random.
     """
     found: list[JacobianProducts] = []
     for first, second in _excerpts(x1, x2):
-        products = _on_three(model, parameters, first, second, alone, memory)
+        tried = replace(probe.make(model, parameters, first, second), dtype=rounding)
+        products = _on_three(model, parameters, tried, alone, memory)
         if products.alone <= alone and products.path != _LAST:
             return products
         found.append(products)
@@ -262,14 +265,8 @@ def _excerpts(x1: Examples, x2: Examples | None) -> list[tuple[Examples, Example
 
 
 def _on_three(
-    model: nn.Module,
-    parameters: _Parameters,
-    x1: Examples,
-    x2: Examples | None,
-    alone: bool,
-    memory: int,
+    model: nn.Module, parameters: _Parameters, tried: Probe, alone: bool, memory: int
 ) -> JacobianProducts:
-    tried = probe.make(model, parameters, x1, x2)
     together = not alone and tried.batch is not None and tried.confirms_outputs(tried.batch)
     gradients = _pulled(model, parameters, tried.x, tried) if together else {}
     together = together and _confirms(tried, gradients)
@@ -348,7 +345,7 @@ def _serves(
     except Exception:
         # Whatever goes wrong is the path's: the module has been seen to run and differentiate.
         return False
-    return agree(products.double() @ tried.cotangents[0].double(), expected, trial.dtype)
+    return agree(products.double() @ tried.cotangents[0].double(), expected, tried.dtype)
 
 
 def _value_bytes(model: nn.Module, x: Examples, together: bool) -> int:
