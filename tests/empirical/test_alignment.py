@@ -40,7 +40,14 @@ def by_scatter(h: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(h).scatter(0, order[:, None].expand(-1, 4), h)
 
 
-BACK = [by_index, by_index_select, by_gather, by_assignment, by_index_add, by_scatter]
+BACK = [
+    by_index,
+    by_index_select,
+    by_gather,
+    by_assignment,
+    by_index_add,
+    by_scatter,
+]
 
 
 def sorted_by_group(back: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
@@ -108,6 +115,33 @@ def test_values_of_a_whole_batch(shared: Callable[[Tensor], Tensor]) -> None:
     if shared is not largest_number:  # a recorded module that is seen to couple them is refused
         with pytest.raises(InvalidInput, match="couples the examples"):
             EmpiricalKernel(model).ntk(x[:3])
+
+
+def test_rows_within_an_example_stay_its_own() -> None:
+    """Positions may be taken by the data, and a number put where the data say."""
+
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        order = x[..., 0].argsort(1)[..., None]
+        taken = m.a(x.gather(1, order.expand(-1, -1, 3))).tanh()
+        marked = taken.scatter(1, order, 1.0).gather(2, order.expand(-1, -1, 2) % 3)
+        return m.b(marked.flatten(1))
+
+    model = Lambda(forward, a=linear(3, 3), b=linear(8, 2)).double()
+    x = real(4, 3)(5)
+    kernel = EmpiricalKernel(model, output="full")
+    assert_equal(kernel.ntk(x), reference(model, x, x)[1])
+    assert not any("Jacobian" in p.path for p in kernel.plan(x).parameters)
+
+
+def test_a_number_put_where_the_data_say() -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        h = m.a(x)
+        return m.b(h.scatter(0, x[:, :1].argsort(0), 1.0).detach() * 0 + h)
+
+    model = Lambda(forward, a=linear(3, 3), b=linear(3, 2)).double()
+    x = real(3)(5)
+    kernel = EmpiricalKernel(model, output="full")
+    assert_equal(kernel.ntk(x), reference(model, x, x)[1])
 
 
 def test_constants_couple_nothing() -> None:

@@ -250,5 +250,7 @@ def test_refused_arguments() -> None:
     for memory in (0, "4 GiB", True):
         with pytest.raises(InvalidInput, match="memory="):
             EmpiricalKernel(model, memory=memory)
+    with pytest.raises(AttributeError):
+        EmpiricalKernel(model).parameters = "weight"
     with pytest.raises(InvalidInput, match="lazy"):
         EmpiricalKernel(nn.LazyLinear(3))

@@ -20,8 +20,7 @@ from tangency.program.trace import Trace
 
 __all__ = ["common", "misaligned"]
 
-_TAKING = {"index": "self", "index_select": "self", "gather": "self", "take_along_dim": "self"}
-_TAKING["embedding"] = "weight"
+_TAKING = {"index": "self", "index_select": "self", "gather": "self", "embedding": "weight"}
 """Operations that take rows -> what they take them from."""
 
 _PUTTING = {"index_add": "source", "index_copy": "source", "index_put": "values"}
@@ -58,7 +57,7 @@ def misaligned(trace: Trace) -> frozenset[fx.Node]:
     found: set[fx.Node] = set()
     for node in trace.graph.nodes:
         if _arranges(node, of_data):
-            source = arguments(node)[(_TAKING | _PUTTING)[base_name(node)]]
+            source = arguments(node).get((_TAKING | _PUTTING)[base_name(node)])
             lost = source not in found
         else:
             lost = any(n in found for n in node.all_input_nodes)
@@ -130,10 +129,9 @@ def _indices(node: fx.Node) -> list[fx.Node]:
 
 def _indexed(given: dict[str, object], dims: int) -> Iterable[tuple[int | None, fx.Node]]:
     """The dimensions that are indexed, each with its index."""
-    if "indices" in given:
-        indices = given["indices"]
-        several = indices if isinstance(indices, (list, tuple)) else [indices]
-        return [(dim, n) for dim, n in enumerate(several) if isinstance(n, fx.Node)]
-    index, dim = given["index"], given.get("dim")
-    place = dim % dims if isinstance(dim, int) and dims else None
-    return [(place, index)] if isinstance(index, fx.Node) else []
+    found = given["indices"] if "indices" in given else given["index"]
+    several = found if isinstance(found, (list, tuple)) else [found]
+    dim = given.get("dim", 0)
+    first = dim % dims if isinstance(dim, int) and dims else None
+    places = range(len(several)) if first == 0 else [first] * len(several)
+    return [(p, n) for p, n in zip(places, several, strict=True) if isinstance(n, fx.Node)]

@@ -94,9 +94,7 @@ class EmpiricalKernel:
         if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory < 1:
             raise InvalidInput(f"memory={memory!r} must be a positive number of bytes.")
         self._subject = Subject(unwrapped(model), output, parameters)
-        self.model = model
-        self.output = output
-        self.parameters = parameters
+        self._model, self._output, self._parameters = model, output, parameters
         self.memory = int(memory)
 
     def __repr__(self) -> str:
@@ -104,6 +102,21 @@ class EmpiricalKernel:
             f"EmpiricalKernel({type(self.model).__name__}, output={described(self.output)}, "
             f"parameters={self.parameters!r})"
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, as it was given."""
+        return self._model
+
+    @property
+    def output(self) -> Output:
+        """What the kernel is of."""
+        return self._output
+
+    @property
+    def parameters(self) -> str | Sequence[str] | None:
+        """Name patterns of the parameters that the NTK is summed over; None for all."""
+        return self._parameters
 
     def ntk(self, x1: Examples, x2: Examples | None = None) -> Tensor:
         """NTK between `x1` and `x2`; the exactly symmetric Gram matrix of `x1` without `x2`.
