@@ -110,6 +110,8 @@ def make(
     batch = _together(model, x)
     try:
         reference = _reference(model, parameters, x, cotangents, outputs, batch)
+    except TangencyError:
+        raise
     except Exception as error:
         raise InvalidInput(
             f"{type(user_module(model)).__name__} runs, but autograd cannot differentiate it: "
