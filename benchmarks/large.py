@@ -1,7 +1,7 @@
 """The trace kernel of ResNet-18 on many images in tiles: ``python benchmarks/large.py 2000``.
 
 Prints the plan, with its estimate of memory and time, before anything is computed, and time and
-peak memory after. 2000 images take hours on two cores. With a GPU:
+peak memory after. 2000 images take two hours on two cores. With a GPU:
 ``python benchmarks/large.py 10000 --device cuda --memory 60``.
 """
 
