@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Tile", "fill", "plan", "progress"]
+from tangency.errors import InvalidInput
+
+__all__ = ["Tile", "budget", "fill", "plan", "progress"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ class Tile:
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+
+def budget(memory: float) -> int:
+    """The bytes that tiles may take, of what the user gives.
+
+    Raises:
+        InvalidInput: it is no positive number.
+    """
+    if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory >= 1:
+        raise InvalidInput(f"memory={memory!r} must be a positive number of bytes.")
+    return int(memory)
 
 
 def _cuts(start: int, stop: int, size: int) -> list[slice]:

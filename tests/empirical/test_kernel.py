@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -247,7 +248,7 @@ def test_refused_arguments() -> None:
         EmpiricalKernel(lambda x: x)
     with pytest.raises(InvalidInput, match=r"'0' is a TorchScript module"):
         EmpiricalKernel(nn.Sequential(torch.jit.trace(model, x)))
-    for memory in (0, "4 GiB", True):
+    for memory in (0, "4 GiB", True, math.nan):
         with pytest.raises(InvalidInput, match="memory="):
             EmpiricalKernel(model, memory=memory)
     with pytest.raises(AttributeError):

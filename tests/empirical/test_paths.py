@@ -61,8 +61,9 @@ def test_norms_that_compute_in_float32() -> None:
 
     torch.manual_seed(0)
     model = Lambda(forward, a=linear(4, 64), scale=parameter(64), b=linear(64, 3)).double()
-    plan = EmpiricalKernel(model).plan(real(4)(20))
-    assert not any("Jacobian" in p.path for p in plan.parameters)
+    kernel, x = EmpiricalKernel(model, output="full"), real(4)(20)
+    assert not any("Jacobian" in p.path for p in kernel.plan(x).parameters)
+    torch.testing.assert_close(kernel.ntk(x), reference(model, x, x)[1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_wrong_batching_rule_is_found_out() -> None:

@@ -8,7 +8,7 @@ others alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import cast
 
 from torch import Tensor, fx
 from torch._ops import OpOverload
@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from tangency.program.operations import arguments, base_name
+from tangency.program.reach import ancestors, descendants
 from tangency.program.trace import Trace
 
 __all__ = ["common", "misaligned"]
@@ -32,19 +33,16 @@ def common(trace: Trace) -> fx.Node | None:
     """A value that is made of the data of all examples and that meets single ones on the way to the
     output; None where there is none, but to say which rows are taken (of an expert's, how many).
     """
-    of_data, wanted = _of_data(trace), _behind(trace.output)
+    of_data, wanted = _of_data(trace), ancestors(trace.output)
     shared = {n for n in of_data & wanted if not _has_examples(n)}
     for node in trace.graph.nodes:
         met = [n for n in node.all_input_nodes if n in shared and n not in _indices(node)]
         if node in wanted and node not in shared and met:
-            return _origin(met[0], shared)
+            # The first one that it is made of.
+            made_of = shared & ancestors(met[0])
+            first: fx.Node = next(n for n in trace.graph.nodes if n in made_of)
+            return first
     return None
-
-
-def _origin(node: fx.Node, shared: set[fx.Node]) -> fx.Node:
-    """The first of the shared values that one is made of."""
-    before = [n for n in node.all_input_nodes if n in shared]
-    return _origin(before[0], shared) if before else node
 
 
 def misaligned(trace: Trace) -> frozenset[fx.Node]:
@@ -68,28 +66,12 @@ def misaligned(trace: Trace) -> frozenset[fx.Node]:
 
 def _of_data(trace: Trace) -> set[fx.Node]:
     """What depends on the data, and not only on their sizes."""
-    found = set(trace.inputs)
-    for node in trace.graph.nodes:
-        if any(n in found for n in node.all_input_nodes) and not _reads_sizes(node):
-            found.add(node)
-    return found
+    return descendants(trace.graph, trace.inputs, without=_reads_sizes)
 
 
 def _reads_sizes(node: fx.Node) -> bool:
     name = base_name(node)
     return name.startswith(("sym_", "new_", "empty_", "zeros_", "ones_", "full_"))
-
-
-def _behind(node: fx.Node) -> set[fx.Node]:
-    """All that a value depends on, and itself."""
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.add(one)
-            waiting.extend(one.all_input_nodes)
-    return found
 
 
 def _has_examples(node: fx.Node) -> bool:
@@ -107,31 +89,26 @@ def _arranges(node: fx.Node, of_data: set[fx.Node]) -> bool:
     name = base_name(node)
     if node.op != "call_function" or name not in _TAKING | _PUTTING:
         return False
-    given = arguments(node)
-    along = given[_TAKING.get(name, "self")]
-    sizes = along.meta["val"].shape if isinstance(along, fx.Node) else ()
-    return any(
-        index in of_data and dim is not None and not isinstance(sizes[dim], int)
-        for dim, index in _indexed(given, len(sizes))
-    )
+    along = cast(fx.Node, arguments(node)[_TAKING.get(name, "self")])
+    sizes = along.meta["val"].shape
+    return any(n in of_data and not isinstance(sizes[dim], int) for dim, n in _indexed(node))
 
 
 def _indices(node: fx.Node) -> list[fx.Node]:
     """Those of the arguments that only say which rows are meant."""
     if not isinstance(node.target, OpOverload):
         return []
-    given = arguments(node)
     if base_name(node) in _TAKING | _PUTTING:
-        return [index for _, index in _indexed(given, 0)]
-    ends = given.get("offs")  # of the rows that one matrix of a grouped product is for
+        return [index for _, index in _indexed(node)]
+    ends = arguments(node).get("offs")  # of the rows that one matrix of a grouped product is for
     return [ends] if isinstance(ends, fx.Node) else []
 
 
-def _indexed(given: dict[str, object], dims: int) -> Iterable[tuple[int | None, fx.Node]]:
-    """The dimensions that are indexed, each with its index."""
-    found = given["indices"] if "indices" in given else given["index"]
-    several = found if isinstance(found, (list, tuple)) else [found]
-    dim = given.get("dim", 0)
-    first = dim % dims if isinstance(dim, int) and dims else None
-    places = range(len(several)) if first == 0 else [first] * len(several)
-    return [(p, n) for p, n in zip(places, several, strict=True) if isinstance(n, fx.Node)]
+def _indexed(node: fx.Node) -> list[tuple[int, fx.Node]]:
+    """The dimensions along which rows are taken or put, each with its index."""
+    given = arguments(node)
+    if "index" in given:
+        return [(cast(int, given["dim"]), cast(fx.Node, given["index"]))]
+    indices = given["indices"]
+    several = indices if isinstance(indices, (list, tuple)) else [indices]
+    return [(dim, n) for dim, n in enumerate(several) if isinstance(n, fx.Node)]

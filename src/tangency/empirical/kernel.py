@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from tangency import examples
+from tangency import examples, tiles
 from tangency.empirical import verification
 from tangency.empirical.assembly import Blocks, assemble, assemble_diagonal
 from tangency.empirical.conjugate import conjugate_kernel
@@ -91,11 +91,9 @@ class EmpiricalKernel:
         parameters: str | Sequence[str] | None = None,
         memory: float = 2**31,
     ) -> None:
-        if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory < 1:
-            raise InvalidInput(f"memory={memory!r} must be a positive number of bytes.")
         self._subject = Subject(unwrapped(model), output, parameters)
         self._model, self._output, self._parameters = model, output, parameters
-        self.memory = int(memory)
+        self.memory = tiles.budget(memory)
 
     def __repr__(self) -> str:
         return (

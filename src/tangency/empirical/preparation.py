@@ -22,6 +22,7 @@ from tangency.empirical.probe import Probe
 from tangency.empirical.recording import Recording, versions
 from tangency.errors import InvalidInput
 from tangency.examples import Examples
+from tangency.program.reach import ancestors, descendants
 from tangency.program.trace import Trace, location
 
 __all__ = ["Preparations", "prepare"]
@@ -121,8 +122,9 @@ def _with_graph(engine: Engine, tried: Probe, recording: Recording) -> Engine:
 
 
 def _coarsest(trace: Trace, dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or a coarser one to which some value is rounded on the way."""
-    values = [node.meta.get("val") for node in trace.graph.nodes]
+    """`dtype`, or a coarser one that some value of the data has on the way to the output."""
+    on_the_way = descendants(trace.graph, trace.inputs) & ancestors(trace.output)
+    values = [node.meta.get("val") for node in on_the_way]
     kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
     return max(kinds | {dtype}, key=lambda kind: torch.finfo(kind).eps)
 

@@ -111,8 +111,6 @@ class InfiniteKernel:
         if numerical not in (None, "sample"):
             raise InvalidInput(f'numerical is {numerical!r}; it can be None or "sample".')
         estimation.check(samples, seed)
-        if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory < 1:
-            raise InvalidInput(f"memory={memory!r} must be a positive number of bytes.")
         if scratch is not None and not Path(scratch).is_dir():
             raise InvalidInput(f"scratch={str(scratch)!r} is not a folder.")
         self.program: Program = capture(
@@ -123,7 +121,7 @@ class InfiniteKernel:
         self._example = examples.dense(example)
         self.samples = samples
         self.seed = seed
-        self.memory = int(memory)
+        self.memory = tiles.budget(memory)
         self.scratch = Path(tempfile.gettempdir() if scratch is None else scratch)
         parameters = module_parameters(model, init, parametrization)
         self._lowering = Lowering(self.program, parameters, sample=numerical == "sample")

@@ -27,6 +27,7 @@ from tangency.program.axis_rules import PRODUCTS, RULES, WEIGHTED, Axes, reduced
 from tangency.program.operations import POINTWISE, arguments, base_name
 from tangency.program.outputs import Output
 from tangency.program.parameters import is_view, root_of
+from tangency.program.reach import ancestors
 from tangency.program.row_maps import computations
 from tangency.program.selection import selected_early
 from tangency.program.sites import Site, find_sites
@@ -129,7 +130,7 @@ class _Reader:
         self.batch = batch()
 
     def read(self) -> Program:
-        live = _ancestors(self.trace.output)
+        live = ancestors(self.trace.output)
         self.of_weights = computations(self.trace, filter(None, map(_weight, live)))
         for node in self.trace.graph.nodes:
             if node in live:
@@ -295,14 +296,3 @@ def _draws_numbers(node: fx.Node) -> bool:
 def _is_number(node: fx.Node) -> bool:
     """Whether a node is a size or another number rather than a tensor."""
     return isinstance(node.meta.get("val"), (bool, int, float, torch.SymInt, torch.SymFloat))
-
-
-def _ancestors(output: fx.Node) -> set[fx.Node]:
-    live: set[fx.Node] = set()
-    stack = [output]
-    while stack:
-        node = stack.pop()
-        if node not in live:
-            live.add(node)
-            stack.extend(node.all_input_nodes)
-    return live

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from tangency.errors import UnsupportedOperation
 from tangency.program.operations import base_name
 from tangency.program.parameters import ParameterUse, is_view, parameter_use
+from tangency.program.reach import ancestors, descendants
 from tangency.program.trace import Trace, location
 
 __all__ = ["RowMap", "computations", "weight_use"]
@@ -94,13 +95,13 @@ class RowMap:
 def computations(trace: Trace, weights: Iterable[fx.Node]) -> set[fx.Node]:
     """The nodes that compute some of the `weights` from parameters and constants alone."""
     of_data, of_parameters = (
-        _descendants(trace, trace.inputs),
-        _descendants(trace, trace.parameters),
+        descendants(trace.graph, trace.inputs),
+        descendants(trace.graph, trace.parameters),
     )
     found: set[fx.Node] = set()
     for weight in weights:
         if weight not in of_data:
-            found |= of_parameters.intersection(_ancestors(weight))
+            found |= of_parameters.intersection(ancestors(weight))
     return found.difference(trace.parameters)
 
 
@@ -132,10 +133,10 @@ def weight_use(trace: Trace, node: fx.Node, flip: bool = False) -> ParameterUse:
 
 def _row_map(trace: Trace, node: fx.Node, flip: bool) -> RowMap | None:
     """What the operations behind `node` do to the rows of a weight; None if it is nothing known."""
-    ancestors = _ancestors(node)
-    if any(base_name(n) == "detach" for n in ancestors):
+    behind = ancestors(node)
+    if any(base_name(n) == "detach" for n in behind):
         return None
-    leaves = [n for n in ancestors if n in trace.parameters and trace.values[n].numel() > 1]
+    leaves = [n for n in behind if n in trace.parameters and trace.values[n].numel() > 1]
     made = _rows(node.meta["val"], flip)
     try:
         with torch.no_grad():
@@ -208,7 +209,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _execute(trace: Trace, node: fx.Node, given: Mapping[fx.Node, Tensor]) -> Tensor:
     """What `node` computes in float64 with other values of some parameters."""
     known: dict[fx.Node, Any] = dict(given)
-    needed = _ancestors(node)
+    needed = ancestors(node)
     for step in trace.graph.nodes:
         if step in needed and step not in known:
             known[step] = _step(trace, step, known)
@@ -222,24 +223,3 @@ def _step(trace: Trace, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
         return value.double() if value.is_floating_point() else value
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])
     return cast(Any, node.target)(*args, **kwargs)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and all that it is computed from."""
-    found: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in found:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return found
-
-
-def _descendants(trace: Trace, sources: Iterable[fx.Node]) -> set[fx.Node]:
-    """The `sources` and all that is computed from them."""
-    found = set(sources)
-    for node in trace.graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
