@@ -26,7 +26,7 @@ _LONG = 16
 
 def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
     """Inner products of vectors, (*batch, m, size) and (*batch, n, size): (*batch, m, n)."""
-    if rows.dim() == 3 and len(rows) == 1:
+    if rows.dim() == 3 and len(rows) == len(columns) == 1:
         return inner_products(rows[0], columns[0])[None]
     if rows.dim() == 2 and _plainly_onednn(rows, columns, rows.numel() * len(columns)):
         return _onednn(rows, columns)
@@ -34,8 +34,10 @@ def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def long_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """Inner products of few long vectors, (m, size) and (n, size)."""
-    if _plainly_onednn(rows, columns, _LONG * rows.numel() * len(columns)):
+    """Inner products of few long vectors, shapes as of `inner_products`."""
+    if rows.dim() == 3 and len(rows) == len(columns) == 1:
+        return long_products(rows[0], columns[0])[None]
+    if rows.dim() == 2 and _plainly_onednn(rows, columns, _LONG * rows.numel() * len(columns)):
         return _onednn(rows, columns)
     return rows @ columns.mT
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tangency.empirical import pairing
-from tangency.empirical.costs import WORKING_SET, Layout, cheapest, term
+from tangency.empirical.costs import WORKING_SET, WRITTEN, Layout, cheapest, term
 from tangency.empirical.gradients import Factors, Gradients, Rows
 from tangency.matrices import each_product, inner_products
 
@@ -74,7 +74,7 @@ def of_explicit(rows: Tensor, columns: Tensor, layout: Layout) -> Tensor:
     return block.view(b, r, out, -1, out).transpose(2, 3)
 
 
-_BAND = 40
+_BAND = 128
 """Vectors of a band of a symmetric product, at least."""
 
 
@@ -112,7 +112,7 @@ def by_gradients(rows: Factors, columns: Factors, layout: Layout) -> Tensor:
     n = r + (0 if columns is rows else columns.lead[1])
     width = rows.cotangents.shape[-1]
     row_bytes = n * b * max(out * width, rows.cotangents.shape[-2]) * rows.inputs.element_size()
-    step = max(1, WORKING_SET // row_bytes)
+    step = max(1, WRITTEN // row_bytes)
     mine = _written_out(rows, step)
     yours = None if columns is rows else _written_out(columns, step)
     total: Tensor | None = None

@@ -9,6 +9,7 @@ from tangency.empirical.gradients import Explicit, Gradients, Rows
 
 __all__ = [
     "WORKING_SET",
+    "WRITTEN",
     "Layout",
     "Path",
     "Term",
@@ -24,6 +25,10 @@ Path = Literal["gram", "cotangents", "gradients"]
 
 WORKING_SET = 2**24
 """Bytes of one intermediate of a contraction (16 MiB: larger ones only leave the cache)."""
+
+WRITTEN = 2**25
+"""Bytes of gradients that are written out at a time: the more, the less often their factors are
+read."""
 
 HALF = 0.7
 """What the half of a symmetric product takes of the whole, in bands."""

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from tangency.empirical.windows import Windows
 from tangency.matrices import each_product
 
-__all__ = ["Explicit", "Factors", "Gradients", "Rows", "Windows", "add", "room", "write"]
+__all__ = ["Explicit", "Factors", "Gradients", "Rows", "add", "room", "write"]
 
 
 def _single(value: Tensor) -> Tensor:
     """In float32 at least, in which products are accumulated."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-class Windows(Protocol):
-    """How the windows of a convolution's input are laid out."""
-
-    @property
-    def taps(self) -> int:
-        """Entries of a window for each channel."""
-
-    def of(self, values: Tensor) -> Tensor:
-        """(*lead, m, channels, *space) as (*lead, groups, positions, channels of a group x taps);
-        the channels may be some of those of one group.
-        """
 
 
 @dataclass(frozen=True)
@@ -110,22 +98,26 @@ class Factors:
         return self.inputs if self.windows is None else self.windows.of(self.inputs)
 
     def by_group(self) -> Tensor:
-        """The inputs with a problem for each group, (b * groups, n, positions, in)."""
-        return self.expanded().movedim(2, 1).flatten(0, 1)
+        """The inputs with a problem for each group, (b * groups, n, positions, in), entries in any
+        order.
+        """
+        windows = self.windows
+        inputs = self.inputs if windows is None else windows.in_any_order(self.inputs)
+        return inputs.movedim(2, 1).flatten(0, 1)
 
     def cotangents_by_group(self) -> Tensor:
         """The cotangents with a problem for each group, (b * groups, n, k, positions, width)."""
         return self.cotangents.movedim(3, 1).flatten(0, 1)
 
     def slices(self, length: int) -> Iterator[Tensor]:
-        """The inputs as (b, n, positions, some of in), about `length` of them at a time; for one
-        group.
+        """The inputs as (b, n, positions, some of in), entries in any order, at most `length` (or
+        one channel) at a time, in nearly equal parts; for one group.
         """
         windows = self.windows
         whole = self.inputs[:, :, 0] if windows is None else self.inputs
         dim, each = (-1, length) if windows is None else (3, max(1, length // windows.taps))
-        for part in whole.split(each, dim):
-            yield part if windows is None else windows.of(part)[:, :, 0]
+        for part in whole.tensor_split(-(-whole.shape[dim] // each), dim):
+            yield part if windows is None else windows.in_any_order(part)[:, :, 0]
 
     def part(self, examples: slice) -> Factors:
         """Those of some examples."""

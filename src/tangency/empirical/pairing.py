@@ -28,6 +28,10 @@ _LARGE = 2**24
 """Multiply-adds of a symmetric matrix that is worth computing by halves."""
 
 
+_CACHED = 2**20
+"""Bytes that stay in the cache of one core until they are read again."""
+
+
 def pieces(n: int, size: int) -> list[slice]:
     """n things in slices of nearly equal length, none longer than `size`."""
     count = -(-n // size)
@@ -97,14 +101,16 @@ def weighted(g: Tensor, h: Tensor, layout: Layout, alike: Tensor) -> Tensor:
 
 def applied(g: Tensor, h: Tensor, layout: Layout, alike: Tensor) -> Tensor:
     """s of a pair of examples applied to the cotangents of the column, and the products of the
-    row's with these: a pair at a time, in the cache.
+    row's with these: as many pairs at a time as stay in the cache.
     """
     b, r, out, p, width = g.shape
     c = h.shape[1]
     found = g.new_empty(b, r, c, out, out)
     # Positions last: (b, n, out, width * positions) and (b, n, out * width, positions).
     left, right = g.mT.flatten(3), h.mT.flatten(2, 3)
-    for problem, i, j in itertools.product(range(b), range(r), range(c)):
-        summed = inner_products(right[problem, j], alike[problem, i, :, j])
-        found[problem, i, j] = long_products(left[problem, i], summed.view(out, width * p))
+    rows = pieces(r, max(1, _CACHED // (out * width * p * g.element_size())))
+    for problem, j, part in itertools.product(range(b), range(c), rows):
+        summed = inner_products(right[problem, j : j + 1], alike[problem, part, :, j])
+        products = long_products(left[problem, part], summed.view(-1, out, width * p))
+        found[problem, part, j] = products
     return found

@@ -6,20 +6,16 @@ of a linear layer over the output's positions.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, fx
-from torch.nn import functional
 
 from tangency.empirical.gradients import Factors, Gradients
 from tangency.empirical.passage import Order, Passage, batch_axis
 from tangency.empirical.sites.registry import Site, bias_site, site_rule
+from tangency.empirical.windows import Windows
 from tangency.program.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
 from tangency.program.operations import arguments
-
-__all__ = ["Windows"]
 
 
 @site_rule(*CONVOLUTIONS)
@@ -72,38 +68,3 @@ def _positions(values: Tensor, geometry: ConvGeometry) -> Tensor:
     # (*lead, m, groups, channels, *space) -> (*lead, groups, m, *space, channels)
     moved: Tensor = groups.movedim(lead + 1, lead).movedim(lead + 2, -1)
     return moved.flatten(lead + 1, -2)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The windows of a convolution."""
-
-    geometry: ConvGeometry
-
-    @property
-    def taps(self) -> int:
-        """Entries of a window for each channel."""
-        return math.prod(self.geometry.kernel)
-
-    def of(self, values: Tensor) -> Tensor:
-        """The windows of (*lead, m, channels, *space), as (*lead, groups, positions, channels of a
-        group x taps).
-        """
-        geometry, rank = self.geometry, len(self.geometry.kernel)
-        before, after = reversed(geometry.padding_before), reversed(geometry.padding_after)
-        amounts = [a for pair in zip(before, after, strict=True) for a in pair]
-        cut = functional.pad(values, amounts)
-        for taps, stride, step in zip(
-            geometry.kernel, geometry.stride, geometry.dilation, strict=True
-        ):
-            # The next dimension of space always stands in the same place: its windows go last.
-            cut = cut.unfold(-rank, step * (taps - 1) + 1, stride)[..., ::step]
-        groups = cut.unflatten(-2 * rank - 1, (geometry.groups, -1))
-        lead = groups.dim() - 2 * rank - 3
-        out = range(lead + 3, lead + 3 + rank)
-        kernel = range(lead + 3 + rank, lead + 3 + 2 * rank)
-        # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, channels, *taps, m, *out):
-        # positions stand last, as in the input, so that whole rows of it are copied.
-        moved = groups.permute(*range(lead), lead + 1, lead + 2, *kernel, lead, *out)
-        columns: Tensor = moved.flatten(lead + 2 + rank).flatten(lead + 1, -2)
-        return columns.mT
