@@ -46,7 +46,9 @@ def each_product(rows: Tensor, columns: Tensor) -> Tensor:
     """The same for many matrices, (batch, m, size) and (batch, n, size): one after the other where
     they are large, which leaves them in the cache.
     """
-    if not _plainly_onednn(rows, columns, rows.shape[1] * columns.shape[1] * rows.shape[2]):
+    # The other one shares the matrices among threads, each of which has one to itself.
+    multiply_adds = rows.shape[1] * columns.shape[1] * rows.shape[2]
+    if not _plainly_onednn(rows, columns, multiply_adds // torch.get_num_threads()):
         return rows @ columns.mT
     found = rows.new_empty(len(rows), rows.shape[1], columns.shape[1])
     for result, a, b in zip(found, rows, columns, strict=True):

@@ -59,6 +59,9 @@ GROUPED = 1.5
 CALLS = 3e6
 """the further calls of Gram matrices over positions"""
 
+MADE = 2.1e6
+"""the further calls of gradients that are written out"""
+
 PAIR = 1.2e6
 """the calls for one pair of examples"""
 
@@ -140,6 +143,7 @@ def costs(
     gradients = made * making(term, out) + pairs * outputs * term.entries
     if term.kind == "written out":
         return {"gradients": gradients}
+    gradients += MADE
     products = 1 if layout == "trace" else outputs
     places = pairs * term.groups * term.positions**2
     if term.kind == "rows":
@@ -153,7 +157,8 @@ def costs(
     if layout == "full":
         each = out * term.width
         summed = pairs * term.groups * (PAIR + term.positions * each * (out + TOUCHED))
-        found["cotangents"] = places * (term.inputs + each) + summed + 2 * touched
+        moved = made * _touched(term, out, copies=3)
+        found["cotangents"] = places * (term.inputs + each) + summed + moved
     return found
 
 
@@ -167,9 +172,9 @@ def making(term: Term, out: int) -> float:
     return out * term.entries * (term.positions + ENTRY) + _touched(term, out)
 
 
-def _touched(term: Term, out: int) -> int:
-    """Multiply-adds of moving the factors of one example."""
-    return TOUCHED * term.groups * term.positions * (term.inputs + out * term.width)
+def _touched(term: Term, out: int, copies: int = 1) -> int:
+    """Multiply-adds of moving the factors of one example, its cotangents so often."""
+    return TOUCHED * term.groups * term.positions * (term.inputs + copies * out * term.width)
 
 
 def multiplying(
