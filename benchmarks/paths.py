@@ -26,7 +26,7 @@ from torch import Tensor
 from tangency.empirical import contraction
 from tangency.empirical.costs import Layout, Path, cheapest, costs, term
 from tangency.empirical.gradients import Factors, Gradients, Rows
-from tangency.empirical.sites.convolution import Windows
+from tangency.empirical.windows import Windows
 from tangency.program.geometry import ConvGeometry
 
 Kind = Literal["linear", "conv", "grouped conv", "embedding"]

@@ -27,7 +27,6 @@ Weigh: TypeAlias = Callable[[Tensor, Tensor, Layout, Tensor], Tensor]
 _LARGE = 2**24
 """Multiply-adds of a symmetric matrix that is worth computing by halves."""
 
-
 _CACHED = 2**20
 """Bytes that stay in the cache of one core until they are read again."""
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, TypeAlias
 
-from tangency.empirical.costs import WORKING_SET, Layout, Term, cheapest, making, multiplying
+from tangency.empirical.costs import (
+    WORKING_SET,
+    WRITTEN,
+    Layout,
+    Term,
+    cheapest,
+    making,
+    multiplying,
+)
 from tangency.tiles import Tile
 
 __all__ = ["Schedule", "Work", "schedule", "schedule_diagonal"]
@@ -32,7 +40,7 @@ SHARE = 0.7
 RESERVE = 0.9
 """Of the memory budget that is planned with: allocators and libraries want some too."""
 
-WORK = 4 * WORKING_SET
+WORK = 2 * (WORKING_SET + WRITTEN)
 """Bytes that a contraction takes while it works."""
 
 LARGEST = 4096

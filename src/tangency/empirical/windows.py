@@ -30,8 +30,8 @@ class Windows:
         """
         rank = len(self.geometry.kernel)
         padded = functional.pad(values.flatten(0, -rank - 2), self._amounts())
-        groups = padded.unflatten(1, (self.geometry.groups, -1)).unflatten(0, values.shape[:-rank-1])
-        cut = self._cut(groups, -rank)
+        groups = padded.unflatten(1, (self.geometry.groups, -1))
+        cut = self._cut(groups.unflatten(0, values.shape[: -rank - 1]), -rank)
         lead = cut.dim() - 2 * rank - 3
         out = range(lead + 3, lead + 3 + rank)
         # (*lead, m, groups, channels, *out, *taps) -> (*lead, groups, channels, *taps, m, *out):
@@ -59,8 +59,8 @@ class Windows:
 
     def _amounts(self) -> list[int]:
         """The padding, last dimension first."""
-        before, after = reversed(self.geometry.padding_before), reversed(self.geometry.padding_after)
-        return [a for pair in zip(before, after, strict=True) for a in pair]
+        pairs = zip(self.geometry.padding_before, self.geometry.padding_after, strict=True)
+        return [amount for pair in reversed(list(pairs)) for amount in pair]
 
     def _cut(self, padded: Tensor, first: int) -> Tensor:
         """A view with the windows along the dimensions of space, of which the `first` is given from
