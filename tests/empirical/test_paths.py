@@ -136,7 +136,7 @@ def test_all_contractions(
     monkeypatch.setattr(contraction, "WORKING_SET", working_set)
     monkeypatch.setattr(contraction, "WRITTEN", working_set)
     monkeypatch.setattr(pairing, "WORKING_SET", working_set)
-    monkeypatch.setattr(pairing, "_CACHED", working_set)
+    monkeypatch.setattr(pairing, "CACHED", working_set)
     monkeypatch.setattr(pairing, "_LARGE", 0)
     monkeypatch.setattr(contraction, "_BAND", 2)
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ from typing import Literal
 from tangency.empirical.gradients import Explicit, Gradients, Rows
 
 __all__ = [
+    "CACHED",
     "WORKING_SET",
     "WRITTEN",
     "Layout",
@@ -30,6 +31,9 @@ WRITTEN = 2**25
 """Bytes of gradients that are written out at a time: the more, the less often their factors are
 read."""
 
+CACHED = 2**20
+"""Bytes that stay in the cache of one core until they are read again."""
+
 HALF = 0.7
 """What the half of a symmetric product takes of the whole, in bands."""
 
@@ -43,6 +47,9 @@ ENTRY = 50
 
 TABLE_ENTRY = 20
 """one entry of the gradient of a table, most of which are zero"""
+
+TABLE_COLD = 15
+"""further ones of one entry of tables that do not fit the cache together"""
 
 WEIGHTED = 80
 """one entry of a Gram matrix over positions, weighted and summed"""
@@ -62,8 +69,8 @@ CALLS = 3e6
 MADE = 2.1e6
 """the further calls of gradients that are written out"""
 
-PAIR = 1.2e6
-"""the calls for one pair of examples"""
+PAIR = 2.4e6
+"""the calls for the pairs of examples that stay in the cache together"""
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ def costs(
     if term.kind == "written out":
         return {"gradients": gradients}
     gradients += MADE
+    if term.kind == "rows" and made * term.written_bytes(out) > WORKING_SET:
+        gradients += made * out * term.entries * TABLE_COLD
     products = 1 if layout == "trace" else outputs
     places = pairs * term.groups * term.positions**2
     if term.kind == "rows":
@@ -156,7 +165,9 @@ def costs(
     found: dict[Path, float] = {"gram": gram, "gradients": gradients}
     if layout == "full":
         each = out * term.width
-        summed = pairs * term.groups * (PAIR + term.positions * each * (out + TOUCHED))
+        together = max(1, min(rows, CACHED // (4 * term.positions * each)))
+        calls = PAIR / together
+        summed = pairs * term.groups * (calls + term.positions * each * (out + TOUCHED))
         moved = made * _touched(term, out, copies=3)
         found["cotangents"] = places * (term.inputs + each) + summed + moved
     return found

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from tangency.empirical.costs import WORKING_SET, Layout
+from tangency.empirical.costs import CACHED, WORKING_SET, Layout
 from tangency.matrices import inner_products, long_products
 
 __all__ = ["Alike", "Weigh", "applied", "mirrored", "over_pairs", "pieces", "weighted"]
@@ -26,9 +26,6 @@ Weigh: TypeAlias = Callable[[Tensor, Tensor, Layout, Tensor], Tensor]
 
 _LARGE = 2**24
 """Multiply-adds of a symmetric matrix that is worth computing by halves."""
-
-_CACHED = 2**20
-"""Bytes that stay in the cache of one core until they are read again."""
 
 
 def pieces(n: int, size: int) -> list[slice]:
@@ -107,7 +104,7 @@ def applied(g: Tensor, h: Tensor, layout: Layout, alike: Tensor) -> Tensor:
     found = g.new_empty(b, r, c, out, out)
     # Positions last: (b, n, out, width * positions) and (b, n, out * width, positions).
     left, right = g.mT.flatten(3), h.mT.flatten(2, 3)
-    rows = pieces(r, max(1, _CACHED // (out * width * p * g.element_size())))
+    rows = pieces(r, max(1, CACHED // (out * width * p * g.element_size())))
     for problem, j, part in itertools.product(range(b), range(c), rows):
         summed = inner_products(right[problem, j : j + 1], alike[problem, part, :, j])
         products = long_products(left[problem, part], summed.view(-1, out, width * p))
