@@ -69,6 +69,9 @@ CALLS = 3e6
 MADE = 2.1e6
 """the further calls of gradients that are written out"""
 
+MATRIX = 1.5e4
+"""one more matrix, however small, among those that are written out"""
+
 PAIR = 2.4e6
 """the calls for the pairs of examples that stay in the cache together"""
 
@@ -150,7 +153,7 @@ def costs(
     gradients = made * making(term, out) + pairs * outputs * term.entries
     if term.kind == "written out":
         return {"gradients": gradients}
-    gradients += MADE
+    gradients += MADE + made * term.groups * MATRIX
     if term.kind == "rows" and made * term.written_bytes(out) > WORKING_SET:
         gradients += made * out * term.entries * TABLE_COLD
     products = 1 if layout == "trace" else outputs
