@@ -71,7 +71,7 @@ TRANSFORMER: Mapping[Side, float] = {"jacobian": 5.0, "vectors": 5.0}
 CASES: dict[str, FiniteCase] = {
     case.name: case
     for case in (
-        FiniteCase("resnet18_full_4", "resnet18", 4, 10, "full", TUTORIAL, {"vectors": 10.0}, 0.25),
+        FiniteCase("resnet18_full_4", "resnet18", 4, 10, "full", TUTORIAL, RESNET, 0.25),
         FiniteCase(
             "resnet18_full_16",
             "resnet18",

@@ -35,7 +35,8 @@ CACHED = 2**20
 """Bytes that stay in the cache of one core until they are read again."""
 
 HALF = 0.7
-"""What the half of a symmetric product takes of the whole, in bands."""
+"""What the half of a symmetric product takes of the whole, in bands (few vectors are multiplied
+whole, which this leaves out)."""
 
 # Multiply-adds of a matrix product that take the time of ..., fitted to `benchmarks/paths.py`:
 
